@@ -1,0 +1,534 @@
+package archive
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"encdump/crypto"
+	"encdump/storage"
+)
+
+// Status of a backup.
+type Status string
+
+const (
+	Complete   Status = "complete"   // its metadata exist; see Backup.Authenticated
+	Foreign    Status = "foreign"    // made by another program; completeness unknown
+	Incomplete Status = "incomplete" // being made, or never finished
+	Damaged    Status = "damaged"    // its metadata are not what was written
+	Unreadable Status = "unreadable" // its metadata cannot be read
+)
+
+// Catalog is what a bucket holds.
+type Catalog struct {
+	bucket storage.Bucket
+	keys   crypto.Keyring
+	log    *slog.Logger
+}
+
+// OpenCatalog returns the catalog of a bucket. keys may be empty; then nothing
+// is authenticated. log, which may be nil, is told what Find passes over.
+func OpenCatalog(b storage.Bucket, keys crypto.Keyring, log *slog.Logger) *Catalog {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Catalog{b, keys, log}
+}
+
+// Backup is one backup in a bucket.
+type Backup struct {
+	ID     ID
+	Status Status
+	// Metadata as stored; nil unless Status is Complete.
+	Metadata *Metadata
+	// Authenticated: the MAC of the metadata was checked with one of the keys.
+	Authenticated bool
+	// Problem is why the backup is not authenticated or not usable: a
+	// *WrongKeyError, a *DamageError, or why the metadata could not be read.
+	Problem error
+	// Parts of the stored stream in order: from the metadata, or as found.
+	Parts []Part
+	// Bytes of all objects of the backup in the bucket.
+	Bytes int64
+
+	bucket  storage.Bucket
+	key     *crypto.Key // that made it, where authenticated
+	keys    crypto.Keyring
+	objects map[string]storage.Object
+	log     *slog.Logger
+}
+
+// Bucket returns where the backup is.
+func (b *Backup) Bucket() storage.Bucket { return b.bucket }
+
+// StartedAt returns when the dump began, as well as it is known.
+func (b *Backup) StartedAt() time.Time {
+	if b.Metadata != nil {
+		return b.Metadata.StartedAt
+	}
+	return b.ID.Time()
+}
+
+// scan lists the backups whose names begin with prefix, oldest first, by the
+// names of their objects alone.
+func (c *Catalog) scan(ctx context.Context, prefix string) ([]*Backup, error) {
+	found := make(map[ID]*Backup)
+	for o, err := range c.bucket.List(ctx, prefix) {
+		if err != nil {
+			return nil, err
+		}
+		id, _, ok := cutID(o.Key)
+		if !ok {
+			continue
+		}
+		b := found[id]
+		if b == nil {
+			b = &Backup{ID: id, bucket: c.bucket, keys: c.keys, objects: make(map[string]storage.Object), log: c.log}
+			found[id] = b
+		}
+		b.objects[o.Key] = o
+		b.Bytes += o.Size
+	}
+	var out []*Backup
+	for _, b := range found {
+		switch {
+		case b.has(metadataSuffix):
+			b.Status = Complete // until load has looked
+		case b.has(incompleteSuffix):
+			b.Status = Incomplete
+			b.Problem = ErrIncomplete
+		case len(b.foundParts()) > 0:
+			b.Status = Foreign
+			b.Problem = ErrForeign
+		default:
+			continue // remains of nothing
+		}
+		out = append(out, b)
+	}
+	slices.SortFunc(out, func(a, b *Backup) int { return a.ID.Compare(b.ID) })
+	return out, nil
+}
+
+func (b *Backup) has(suffix string) bool {
+	_, ok := b.objects[b.ID.String()+suffix]
+	return ok
+}
+
+// foundParts returns the objects that hold the stream, by index.
+func (b *Backup) foundParts() []Part {
+	type indexed struct {
+		Part
+		index int
+	}
+	var parts []indexed
+	for name, o := range b.objects {
+		_, rest, _ := cutID(name)
+		if n, ok := partIndex(rest); ok {
+			parts = append(parts, indexed{Part{Name: name, Size: o.Size}, n})
+		} else if rest == "" {
+			parts = append(parts, indexed{Part{Name: name, Size: o.Size}, -1})
+		}
+	}
+	slices.SortFunc(parts, func(a, b indexed) int {
+		return cmp.Or(cmp.Compare(a.index, b.index), strings.Compare(a.Name, b.Name))
+	})
+	out := make([]Part, len(parts))
+	for i, p := range parts {
+		out[i] = p.Part
+	}
+	return out
+}
+
+// load reads the metadata, as far as there are any.
+func (b *Backup) load(ctx context.Context) {
+	if b.Status == Complete && b.Metadata == nil && b.Problem == nil {
+		b.loadMetadata(ctx)
+	}
+	if b.Metadata == nil {
+		b.Parts = b.foundParts()
+	}
+}
+
+func (b *Backup) loadMetadata(ctx context.Context) {
+	text, err := readObject(ctx, b.bucket, b.ID.String()+metadataSuffix, maxMetadata)
+	if err != nil {
+		b.Status, b.Problem = Unreadable, err
+		return
+	}
+	m, key, err := parseMetadata(b.ID, text, b.keys)
+	switch {
+	case m != nil:
+		b.Metadata, b.key, b.Authenticated, b.Problem = m, key, err == nil, err
+		b.Parts = m.Parts
+	case errors.Is(err, errForeignMetadata):
+		b.Status, b.Problem = Foreign, ErrForeign
+	default:
+		b.Status, b.Problem = Damaged, err
+	}
+}
+
+// readObject reads a whole object of at most limit bytes.
+func readObject(ctx context.Context, bucket storage.Bucket, name string, limit int64) ([]byte, error) {
+	r, err := bucket.Open(ctx, name, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) > limit {
+		return nil, damaged(name, "larger than %d bytes", limit)
+	}
+	return b, nil
+}
+
+// readDescribed reads an object that the metadata describe and compares its digest.
+func readDescribed(ctx context.Context, bucket storage.Bucket, o *Object) ([]byte, error) {
+	b, err := readObject(ctx, bucket, o.Name, o.Size)
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil, damaged(o.Name, "missing")
+	}
+	if err != nil {
+		return nil, err
+	}
+	if sum := sha256.Sum256(b); hex.EncodeToString(sum[:]) != o.SHA256 {
+		return nil, damaged(o.Name, "changed since it was written: its digest is wrong")
+	}
+	return b, nil
+}
+
+// Backups yields all backups, oldest first, with their metadata. guid, where
+// not empty, selects as in [Ref].
+func (c *Catalog) Backups(ctx context.Context, guid string) iter.Seq2[*Backup, error] {
+	return func(yield func(*Backup, error) bool) {
+		all, err := c.scan(ctx, "")
+		if err == nil && guid != "" {
+			guid, err = c.resolveGUID(ctx, all, guid)
+		}
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		for _, b := range all {
+			if guid != "" && b.ID.GUID != guid {
+				continue
+			}
+			b.load(ctx)
+			if err := ctx.Err(); err != nil {
+				yield(nil, context.Cause(ctx))
+				return
+			}
+			if !yield(b, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Ref names a backup as an operator does.
+type Ref struct {
+	// ID is a backup ID, a unique beginning of one, "latest", or empty, which is
+	// latest too.
+	ID string
+	// GUID, a unique beginning of one, or the name of one's backups. Needed for
+	// latest where a bucket holds several.
+	GUID string
+	// At, where not zero, selects the newest that started at or before it.
+	At time.Time
+	// Unauthenticated lets latest be a backup whose MAC was not checked, for
+	// want of a key, where there is no key at all.
+	Unauthenticated bool
+}
+
+// Latest is the name of the newest complete, authenticated backup.
+const Latest = "latest"
+
+// Find returns the backup that ref names, with its metadata. The error is a
+// *NotFoundError where there is none, or more than one.
+func (c *Catalog) Find(ctx context.Context, ref Ref) (*Backup, error) {
+	name := strings.ToLower(ref.ID)
+	if name == "" || name == Latest {
+		return c.latest(ctx, ref)
+	}
+	if !ref.At.IsZero() {
+		return nil, errors.New("a time selects among all backups; give it without an ID")
+	}
+	all, err := c.scan(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if ref.GUID != "" {
+		guid, err := c.resolveGUID(ctx, all, ref.GUID)
+		if err != nil {
+			return nil, err
+		}
+		all = slices.DeleteFunc(all, func(b *Backup) bool { return b.ID.GUID != guid })
+	}
+	for _, b := range all {
+		if b.ID.String() == name {
+			all = []*Backup{b}
+		}
+	}
+	switch len(all) {
+	case 1:
+		all[0].load(ctx)
+		return all[0], nil
+	case 0:
+		choice, err := c.scan(ctx, "")
+		if err != nil {
+			return nil, err
+		}
+		return nil, &NotFoundError{What: ref.ID, Choice: names(choice)}
+	}
+	return nil, &NotFoundError{What: ref.ID, Choice: names(all), Ambiguous: true}
+}
+
+// names returns the newest IDs, not too many to be read.
+func names(all []*Backup) []string {
+	var out []string
+	for _, b := range slices.Backward(all) {
+		if len(out) == 10 {
+			return append(out, "…")
+		}
+		out = append(out, b.ID.String())
+	}
+	return out
+}
+
+func (c *Catalog) latest(ctx context.Context, ref Ref) (*Backup, error) {
+	all, err := c.scan(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	what := Latest
+	if !ref.At.IsZero() {
+		what = "one that started at or before " + ref.At.UTC().Format(time.RFC3339)
+	}
+	guids := guidsOf(all)
+	switch {
+	case ref.GUID != "":
+		guid, err := c.resolveGUID(ctx, all, ref.GUID)
+		if err != nil {
+			return nil, err
+		}
+		all = slices.DeleteFunc(all, func(b *Backup) bool { return b.ID.GUID != guid })
+	case len(guids) > 1:
+		return nil, &NotFoundError{What: what, Choice: guids, Ambiguous: true}
+	}
+	var passed error // why the newest was passed over
+	for _, b := range slices.Backward(all) {
+		if !ref.At.IsZero() && b.ID.Time().After(ref.At) {
+			continue
+		}
+		if b.Status != Complete {
+			continue
+		}
+		b.load(ctx)
+		if err := ctx.Err(); err != nil {
+			return nil, context.Cause(ctx)
+		}
+		if b.Status == Foreign || !ref.At.IsZero() && b.StartedAt().After(ref.At) {
+			continue
+		}
+		if b.Authenticated || b.Metadata != nil && ref.Unauthenticated && len(c.keys) == 0 {
+			if passed != nil {
+				c.log.Warn("a newer backup was passed over", "err", passed)
+			}
+			return b, nil
+		}
+		if passed == nil {
+			passed = b.Problem
+		}
+	}
+	if passed != nil {
+		return nil, passed
+	}
+	return nil, &NotFoundError{What: what, Choice: names(all)}
+}
+
+func guidsOf(all []*Backup) []string {
+	var out []string
+	for _, b := range all {
+		if !slices.Contains(out, b.ID.GUID) {
+			out = append(out, b.ID.GUID)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// resolveGUID returns the GUID that s names: itself, by a unique beginning, or
+// by the name of backups under it.
+func (c *Catalog) resolveGUID(ctx context.Context, all []*Backup, s string) (string, error) {
+	guids := guidsOf(all)
+	var match []string
+	for _, g := range guids {
+		if strings.HasPrefix(g, strings.ToLower(s)) {
+			match = append(match, g)
+		}
+	}
+	if len(match) == 0 {
+		for _, b := range all {
+			b.load(ctx)
+			if b.Metadata != nil && b.Metadata.Name == s && !slices.Contains(match, b.ID.GUID) {
+				match = append(match, b.ID.GUID)
+			}
+		}
+	}
+	switch len(match) {
+	case 1:
+		return match[0], nil
+	case 0:
+		return "", &NotFoundError{What: "GUID or name " + s, Choice: guids}
+	}
+	return "", &NotFoundError{What: "GUID or name " + s, Choice: match, Ambiguous: true}
+}
+
+// Previous returns the newest complete backup of guid, whoever made it, with
+// its metadata as far as they can be read; nil where there is none.
+func (c *Catalog) Previous(ctx context.Context, guid string) (*Backup, error) {
+	all, err := c.scan(ctx, guid)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range slices.Backward(all) {
+		if b.Status == Complete {
+			b.load(ctx)
+			return b, nil
+		}
+	}
+	return nil, nil
+}
+
+// Delete removes the backup: first it stops being one, then its objects go. A
+// removal that was cut off leaves an incomplete backup, and can be repeated.
+func (b *Backup) Delete(ctx context.Context) error {
+	return remove(ctx, b.bucket, b.ID)
+}
+
+// remove deletes all objects of id in the order that format.md has: marker,
+// metadata, parts from the last to the first, the rest, marker.
+func remove(ctx context.Context, bucket storage.Bucket, id ID) error {
+	all, err := (&Catalog{bucket: bucket}).scan(ctx, id.String())
+	if err != nil {
+		return err
+	}
+	marker := id.String() + incompleteSuffix
+	for _, b := range all {
+		if b.ID != id {
+			continue
+		}
+		if !b.has(incompleteSuffix) {
+			note := "This backup is being deleted.\n"
+			if err := bucket.Put(ctx, marker, bytes.NewReader([]byte(note)), nil); err != nil {
+				return err
+			}
+		}
+		order := []string{id.String() + metadataSuffix}
+		for _, p := range slices.Backward(b.foundParts()) {
+			order = append(order, p.Name)
+		}
+		var rest []string
+		for name := range b.objects {
+			if name != marker && !slices.Contains(order, name) {
+				rest = append(rest, name)
+			}
+		}
+		slices.Sort(rest)
+		for _, name := range append(order, rest...) {
+			if _, ok := b.objects[name]; !ok {
+				continue
+			}
+			if err := bucket.Delete(ctx, name); err != nil {
+				return err
+			}
+		}
+		return bucket.Delete(ctx, marker)
+	}
+	return nil
+}
+
+// Objects returns the names of all objects of the backup, in order of name.
+func (b *Backup) Objects() []string {
+	var out []string
+	for name := range b.objects {
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// CheckObjects compares what the bucket lists with what the metadata say and
+// returns each difference as a *DamageError.
+func (b *Backup) CheckObjects() []error {
+	m := b.Metadata
+	if m == nil {
+		return nil
+	}
+	var found []error
+	want := make(map[string]bool)
+	compare := func(name string, size int64) {
+		want[name] = true
+		if o, ok := b.objects[name]; !ok {
+			found = append(found, damaged(name, "missing"))
+		} else if o.Size != size {
+			found = append(found, damaged(name, "has %d bytes, %d were written", o.Size, size))
+		}
+	}
+	for _, p := range m.Parts {
+		compare(p.Name, p.Size)
+	}
+	for _, p := range b.foundParts() {
+		if !want[p.Name] {
+			// Harmless for this program, but cat would join it to the others.
+			found = append(found, damaged(p.Name, "not a part of this backup"))
+		}
+	}
+	if m.TOC != nil {
+		compare(m.TOC.Name, m.TOC.Size)
+	}
+	compare(m.Sums.Name, m.Sums.Size)
+	return found
+}
+
+// checkForeignParts returns an error unless the parts found can be a stream:
+// one whole object, or indexes from 0 or 1 without gaps.
+func (b *Backup) checkForeignParts() error {
+	if len(b.Parts) == 0 {
+		return fmt.Errorf("%s has no parts", b.ID)
+	}
+	var first, last int
+	for i, p := range b.Parts {
+		_, rest, _ := cutID(p.Name)
+		n, ok := partIndex(rest)
+		switch {
+		case !ok && len(b.Parts) > 1:
+			return damaged(p.Name, "there are both a whole object and parts")
+		case !ok:
+			return nil
+		case i == 0 && n > 1:
+			return damaged(fmt.Sprintf("%s-0", b.ID), "missing: the first part is %s", p.Name)
+		case i == 0:
+			first = n
+		case n == last:
+			return damaged(p.Name, "there are two parts with index %d", n)
+		case n != first+i:
+			return damaged(fmt.Sprintf("%s-%d", b.ID, first+i), "missing")
+		}
+		last = n
+	}
+	return nil
+}

@@ -1,0 +1,75 @@
+package archive
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+var (
+	// ErrNoKey says that no key is at hand where one is needed.
+	ErrNoKey = errors.New("no key given")
+	// ErrForeign says that a backup has no metadata of ours, so that nothing
+	// vouches for it, and that the caller did not ask for such.
+	ErrForeign = errors.New("foreign backup: nothing vouches for its content")
+	// ErrIncomplete says that a backup was never finished.
+	ErrIncomplete = errors.New("incomplete backup: it was never finished")
+)
+
+// DamageError says that an object of a backup is not what it was when the
+// backup was made, or is missing.
+type DamageError struct {
+	Object string // name of the object
+	Reason string
+	Err    error // may be nil
+}
+
+func (e *DamageError) Error() string {
+	s := e.Object + ": " + e.Reason
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+func (e *DamageError) Unwrap() error { return e.Err }
+
+func damaged(object, format string, args ...any) error {
+	return &DamageError{Object: object, Reason: fmt.Sprintf(format, args...)}
+}
+
+// WrongKeyError says that a backup was encrypted with none of the keys given.
+type WrongKeyError struct {
+	Object string
+	Needed string   // key ID; empty where it is not known, as with foreign backups
+	Given  []string // key IDs
+}
+
+func (e *WrongKeyError) Error() string {
+	if e.Needed == "" {
+		return e.Object + ": wrong key or damaged start"
+	}
+	if len(e.Given) == 0 {
+		return fmt.Sprintf("%s: key %s is needed, none is given", e.Object, e.Needed)
+	}
+	return fmt.Sprintf("%s: key %s is needed, given is %s", e.Object, e.Needed, strings.Join(e.Given, ", "))
+}
+
+func (e *WrongKeyError) Is(target error) bool {
+	return target == ErrNoKey && len(e.Given) == 0 && e.Needed != ""
+}
+
+// NotFoundError says that a bucket holds no backup as asked for.
+type NotFoundError struct {
+	What   string   // what was asked for
+	Choice []string // what there is to choose from
+	// Ambiguous: several match, and Choice names them.
+	Ambiguous bool
+}
+
+func (e *NotFoundError) Error() string {
+	if e.Ambiguous {
+		return fmt.Sprintf("%s is ambiguous: %s", e.What, strings.Join(e.Choice, ", "))
+	}
+	return "no such backup: " + e.What
+}

@@ -1,0 +1,240 @@
+package archive
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+
+	"encdump/storage"
+)
+
+// Digests reads every object of the backup once and compares its digest with
+// the metadata, and each segment with .sums. It needs no key: the metadata that
+// it compares with may themselves be nobody's word, see Backup.Authenticated.
+// Damage comes back as a list of *DamageError; err is why the check could not go on.
+// progress, which may be nil, is told of stored bytes.
+func (b *Backup) Digests(ctx context.Context, progress func(n int)) (damage []error, err error) {
+	m := b.Metadata
+	if m == nil {
+		return nil, b.Problem
+	}
+	note := func(err error) error {
+		var e *DamageError
+		if errors.As(err, &e) {
+			damage = append(damage, err)
+			return nil
+		}
+		return err
+	}
+	if m.TOC != nil {
+		if _, err := readDescribed(ctx, b.bucket, m.TOC); note(err) != nil {
+			return damage, err
+		}
+	}
+	sums, err := readDescribed(ctx, b.bucket, &m.Sums.Object)
+	if note(err) != nil {
+		return damage, err
+	}
+	s := newStream(b.bucket, m.Parts)
+	s.sums = sums // nil where lost
+	check := &segmentChecker{stream: s, progress: progress, buf: make([]byte, 0, SegmentSize)}
+	for _, p := range m.Parts {
+		if err := check.part(ctx, p); note(err) != nil {
+			return damage, err
+		}
+	}
+	return append(damage, check.damage...), nil
+}
+
+// segmentChecker reads parts in order and checks segments across them.
+type segmentChecker struct {
+	stream   *stream
+	progress func(int)
+	buf      []byte // of the current segment
+	index    int64
+	offset   int64 // in the stream
+	damage   []error
+}
+
+func (c *segmentChecker) part(ctx context.Context, p Part) error {
+	digest := sha256.New()
+	end := c.offset + p.Size
+	var failed error
+	for c.offset < end {
+		n := min(int64(SegmentSize-len(c.buf)), end-c.offset)
+		piece := c.buf[len(c.buf) : int64(len(c.buf))+n]
+		if failed == nil {
+			failed = readRange(ctx, c.stream.bucket, p.Name, c.offset-(end-p.Size), piece)
+			if err := ctx.Err(); err != nil {
+				return context.Cause(ctx)
+			}
+		}
+		// Where the part cannot be read its segments are not looked at, but those
+		// of the next part are, at their place.
+		digest.Write(piece)
+		c.buf = c.buf[:int64(len(c.buf))+n]
+		c.offset += n
+		if c.progress != nil {
+			c.progress(int(n))
+		}
+		if len(c.buf) == SegmentSize || c.offset == c.stream.size() {
+			if failed == nil {
+				if err := c.stream.checkSegment(c.index, c.buf); err != nil {
+					c.damage = append(c.damage, err)
+				}
+			}
+			c.index++
+			c.buf = c.buf[:0]
+		}
+	}
+	if failed != nil {
+		return failed
+	}
+	if sum := digest.Sum(nil); hex.EncodeToString(sum) != p.SHA256 {
+		return damaged(p.Name, "changed since it was written: its digest is wrong")
+	}
+	return nil
+}
+
+// TOC reads the index of the backup, which must be authenticated; nil where it has none.
+func (b *Backup) TOC(ctx context.Context) (*TOC, error) {
+	if err := b.Usable(false); err != nil {
+		return nil, err
+	}
+	if b.Metadata.TOC == nil {
+		return nil, nil
+	}
+	text, err := readDescribed(ctx, b.bucket, b.Metadata.TOC)
+	if err != nil {
+		return nil, err
+	}
+	return parseTOC(b.ID, text, b.key.Passphrase(), b.Metadata.Encryption.Derivation())
+}
+
+// Decode decodes the whole backup and throws it away, which proves that it can
+// be read, and compares the index with the metadata. It returns the number of
+// plain bytes.
+func (b *Backup) Decode(ctx context.Context, o *ReadOptions) (int64, error) {
+	r, err := b.Reader(ctx, o)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	n, err := io.Copy(io.Discard, r)
+	if err != nil || !b.Authenticated {
+		return n, err
+	}
+	toc, err := b.TOC(ctx)
+	if err != nil || toc == nil {
+		return n, err
+	}
+	var plain, compressed int64
+	for _, f := range toc.Frames {
+		plain += int64(f[0])
+		compressed += int64(f[1])
+	}
+	if sizes := b.Metadata.Sizes; plain != sizes.Plain || compressed != sizes.Compressed {
+		return n, damaged(b.Metadata.TOC.Name, "its frames do not add up to the stream")
+	}
+	return n, nil
+}
+
+// CopyTo brings the objects of the backup into another bucket as they are, in
+// the order of a backup that is being made, and checks digests on the way as far
+// as there are any. It needs no key. Where dst has the backup already the error
+// matches storage.ErrExists. What a failed copy has written is removed.
+func (b *Backup) CopyTo(ctx context.Context, dst storage.Bucket, progress func(n int)) (err error) {
+	if b.Status == Incomplete || b.Status == Damaged || b.Status == Unreadable {
+		return b.Problem
+	}
+	if damage := b.CheckObjects(); len(damage) > 0 {
+		return damage[0]
+	}
+	if b.Metadata == nil {
+		if err := b.checkForeignParts(); err != nil {
+			return err
+		}
+	}
+	w := &Writer{id: b.ID, ctx: ctx}
+	d := &Destination{Bucket: dst, ctx: ctx}
+	if err := w.markOne(d); errors.Is(err, storage.ErrExists) {
+		return fmt.Errorf("%s in %s: %w", b.ID, dst, storage.ErrExists)
+	} else if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+			defer cancel()
+			err = errors.Join(err, remove(clean, dst, b.ID))
+		}
+	}()
+
+	digests := make(map[string]string)
+	order := make([]string, 0, len(b.objects))
+	add := func(name, digest string) {
+		digests[name] = digest
+		order = append(order, name)
+	}
+	for _, p := range b.Parts {
+		add(p.Name, p.SHA256)
+	}
+	if m := b.Metadata; m != nil {
+		add(m.Sums.Name, m.Sums.SHA256)
+		if m.TOC != nil {
+			add(m.TOC.Name, m.TOC.SHA256)
+		}
+	}
+	for _, suffix := range []string{signatureSuffix, metadataSuffix} {
+		if b.has(suffix) {
+			add(b.ID.String()+suffix, "")
+		}
+	}
+	for _, name := range order {
+		if err := b.copyObject(ctx, dst, name, digests[name], progress); err != nil {
+			return err
+		}
+	}
+	return dst.Delete(ctx, b.ID.String()+incompleteSuffix)
+}
+
+func (b *Backup) copyObject(ctx context.Context, dst storage.Bucket, name, digest string, progress func(int)) error {
+	r, err := b.bucket.Open(ctx, name, 0, -1)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return dst.Put(ctx, name, &checkedReader{r, name, digest, b.objects[name].Size, sha256.New(), progress}, nil)
+}
+
+// checkedReader reads an object and ends well only where it has its size and digest.
+type checkedReader struct {
+	r        io.Reader
+	name     string
+	digest   string // hex; empty: none is known
+	left     int64
+	hash     hash.Hash
+	progress func(int)
+}
+
+func (c *checkedReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.hash.Write(p[:n])
+	c.left -= int64(n)
+	if c.progress != nil {
+		c.progress(n)
+	}
+	if err == io.EOF {
+		switch {
+		case c.left != 0:
+			return n, damaged(c.name, "has another size than listed")
+		case c.digest != "" && hex.EncodeToString(c.hash.Sum(nil)) != c.digest:
+			return n, damaged(c.name, "changed since it was written: its digest is wrong")
+		}
+	}
+	return n, err
+}

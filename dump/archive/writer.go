@@ -1,0 +1,882 @@
+package archive
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"encdump/crypto"
+	"encdump/storage"
+)
+
+const (
+	// DefaultPartSize is the size of a part in bytes.
+	DefaultPartSize = 1_000_000_000
+	// WholeObject as a part size stores the stream as one object.
+	WholeObject = -1
+	// DefaultLevel of compression, chosen by measurement: of all levels that
+	// make no larger dumps than gzip -6 the one that costs least.
+	DefaultLevel = 2
+	// DefaultStallTimeout is how long a destination may take nothing.
+	DefaultStallTimeout = 15 * time.Minute
+	// SegmentSize is the number of stored bytes of which .sums holds one digest.
+	SegmentSize = 4 << 20
+
+	chunkSize   = 1 << 20
+	chunkQueue  = 4               // chunks that wait for a destination
+	cleanupTime = 2 * time.Minute // for removing what a failed backup left
+)
+
+// segments returns the number of segments of a stored stream of n bytes.
+func segments(n int64) int64 { return (n + SegmentSize - 1) / SegmentSize }
+
+// WriterOptions says how a backup is made. GUID and Key are needed, the rest
+// has defaults.
+type WriterOptions struct {
+	GUID string
+	Key  *crypto.Key
+	// Derivation of the key; the zero value stands for [crypto.MD5].
+	Derivation crypto.Derivation
+	// Level of compression, 1 to 9; 0 is [DefaultLevel].
+	Level int
+	// PartSize in bytes; 0 is [DefaultPartSize], [WholeObject] one object.
+	PartSize int64
+	// FrameSize in plain bytes; 0 is [DefaultFrameSize].
+	FrameSize int
+	// Jobs is the number of frames compressed at once; 0 stands for 1.
+	Jobs int
+	// AllowPartial takes a stream that does not end as a whole dump does; the
+	// backup's kind is then [KindPartial].
+	AllowPartial bool
+	// Settings go into the toc.
+	Settings map[string]string
+	// StallTimeout; 0 is [DefaultStallTimeout].
+	StallTimeout time.Duration
+	// TriggeredAt gives the backup its timestamp; zero is now.
+	TriggeredAt time.Time
+	// Progress is told of plain bytes as they are compressed; nil is silent.
+	Progress func(n int)
+	// Logger; nil discards.
+	Logger *slog.Logger
+}
+
+// Destination is one bucket that a backup is written to, and how that went.
+type Destination struct {
+	Bucket storage.Bucket
+	// Err is why the destination was given up; nil while it is well. It is
+	// set when Commit or Abort has returned.
+	Err error
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	marked bool // its marker is ours, and so is all that has the ID there
+	queue  chan *chunk
+	done   chan struct{} // closed when the goroutine has ended
+	failed chan struct{} // closed when it was given up
+}
+
+// Writer makes a backup: SQL is written to it, then Commit or Abort called.
+// Write and ReadFrom are for one goroutine; Abort may be called from another.
+type Writer struct {
+	// Metadata of the backup. The caller completes Name, Previous, Replaces,
+	// Tool and Source before Commit; the rest is the writer's.
+	Metadata Metadata
+
+	id     ID
+	o      WriterOptions
+	dst    []*Destination
+	log    *slog.Logger
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	plain   *buffers
+	zipped  *buffers
+	frame   []byte // plain bytes of the frame being filled
+	ordered *ordered[frame]
+	comp    *compressors
+	edges   edges
+	closed  bool
+
+	store storer
+	wg    sync.WaitGroup // the goroutine that stores
+}
+
+// frame is a compressed frame on its way.
+type frame struct {
+	data  []byte
+	plain int
+}
+
+// NewWriter begins a backup in every destination: it finds an ID that is free
+// in all and creates the marker <backup-id>.incomplete. It fails where no
+// destination takes it; one of several that does not is given up. The context
+// bounds the whole writing, not only this call.
+func NewWriter(ctx context.Context, dst []storage.Bucket, o *WriterOptions) (*Writer, error) {
+	w := &Writer{o: *o, log: o.Logger}
+	if w.log == nil {
+		w.log = slog.New(slog.DiscardHandler)
+	}
+	if err := w.o.setDefaults(); err != nil {
+		return nil, err
+	}
+	w.ctx, w.cancel = context.WithCancelCause(ctx)
+	for _, b := range dst {
+		d := &Destination{
+			Bucket: b, queue: make(chan *chunk, chunkQueue),
+			done: make(chan struct{}), failed: make(chan struct{}),
+		}
+		d.ctx, d.cancel = context.WithCancelCause(w.ctx)
+		w.dst = append(w.dst, d)
+	}
+	if err := w.mark(); err != nil {
+		w.cancel(err)
+		w.removeMarkers()
+		return nil, err
+	}
+
+	var salted bytes.Buffer
+	enc, err := crypto.NewWriter(&salted, o.Key.Passphrase(), &crypto.Options{Derivation: w.o.Derivation})
+	if err != nil {
+		w.cancel(err)
+		return nil, err
+	}
+	salt := enc.Salt()
+	w.store = storer{
+		w: w, partSize: w.o.PartSize, segmentHash: sha256.New(), partHash: sha256.New(),
+		chunks: newBuffers(2+chunkQueue*2, chunkSize),
+	}
+	if w.store.enc, err = crypto.NewWriter(&w.store, o.Key.Passphrase(), &crypto.Options{Derivation: w.o.Derivation, Salt: &salt}); err != nil {
+		w.cancel(err)
+		return nil, err
+	}
+
+	w.Metadata = Metadata{
+		Version: Version, BackupID: w.id.String(), BackupGUID: w.id.GUID,
+		TriggeredAt: stamp(w.o.TriggeredAt), StartedAt: stamp(time.Now()), Status: statusDone,
+		Compression: Compression{gzipAlgorithm, w.o.Level, w.o.FrameSize},
+		Encryption: Encryption{
+			Cipher: aesCipher, KDF: w.o.Derivation.KDF, Digest: w.o.Derivation.Digest,
+			Iterations: w.o.Derivation.Iterations, Salt: hex.EncodeToString(salt[:]), KeyID: o.Key.ID(),
+		},
+		Recover: recoverScript(w.id, w.o.PartSize == WholeObject, w.o.Derivation),
+	}
+
+	ahead := w.o.Jobs + 2
+	w.plain = newBuffers(w.o.Jobs+6, w.o.FrameSize)
+	w.zipped = newBuffers(ahead+1, w.o.FrameSize/2)
+	w.comp = &compressors{level: w.o.Level}
+	w.ordered = newOrdered[frame](w.ctx, w.o.Jobs, ahead)
+	for _, d := range w.dst {
+		go w.run(d)
+	}
+	w.wg.Go(w.storeFrames)
+	return w, nil
+}
+
+func (o *WriterOptions) setDefaults() error {
+	if !ValidGUID(o.GUID) {
+		return fmt.Errorf("%q is not a GUID in lower case", o.GUID)
+	}
+	if o.Derivation == (crypto.Derivation{}) {
+		o.Derivation = crypto.MD5
+	}
+	if err := o.Derivation.Check(); err != nil {
+		return err
+	}
+	if err := o.Key.Passphrase().CheckNew(o.Derivation); err != nil {
+		return fmt.Errorf("%s: %w", o.Key.Source, err)
+	}
+	if o.Level == 0 {
+		o.Level = DefaultLevel
+	}
+	if o.Level < 1 || o.Level > 9 {
+		return fmt.Errorf("compression level %d is not within 1 and 9", o.Level)
+	}
+	if o.PartSize == 0 {
+		o.PartSize = DefaultPartSize
+	}
+	if o.PartSize < 1 && o.PartSize != WholeObject {
+		return fmt.Errorf("part size %d is not positive", o.PartSize)
+	}
+	if o.FrameSize == 0 {
+		o.FrameSize = DefaultFrameSize
+	}
+	if o.FrameSize < 1 || o.FrameSize > maxFrame/2 {
+		return fmt.Errorf("frame size %d is not within 1 and %d", o.FrameSize, maxFrame/2)
+	}
+	o.Jobs = max(o.Jobs, 1)
+	if o.StallTimeout == 0 {
+		o.StallTimeout = DefaultStallTimeout
+	}
+	if o.TriggeredAt.IsZero() {
+		o.TriggeredAt = time.Now()
+	}
+	return nil
+}
+
+// stamp cuts t to what metadata record.
+func stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
+
+// ID returns the ID of the backup.
+func (w *Writer) ID() ID { return w.id }
+
+// Context is done when nothing more can be written: every destination was given
+// up, or the caller's context is done. Its cause says why. Whoever produces the
+// SQL should run under it.
+func (w *Writer) Context() context.Context { return w.ctx }
+
+// Destinations returns the destinations in the order of NewWriter.
+func (w *Writer) Destinations() []*Destination { return w.dst }
+
+// mark finds the ID and creates the markers.
+func (w *Writer) mark() error {
+	for t := w.o.TriggeredAt; ; t = t.Add(time.Millisecond) {
+		w.id = NewID(w.o.GUID, t)
+		taken := false
+		for _, d := range w.live() {
+			err := w.markOne(d)
+			switch {
+			case err == nil:
+			case errors.Is(err, storage.ErrExists):
+				taken = true
+			case w.ctx.Err() != nil:
+				return context.Cause(w.ctx)
+			default:
+				w.giveUp(d, err)
+			}
+		}
+		if len(w.live()) == 0 {
+			return w.allFailed()
+		}
+		if !taken {
+			return nil
+		}
+		for _, d := range w.live() {
+			if err := d.unmark(w.ctx, w.id); err != nil {
+				w.giveUp(d, err)
+			}
+		}
+	}
+}
+
+// unmark removes the marker, if it is ours.
+func (d *Destination) unmark(ctx context.Context, id ID) error {
+	if !d.marked {
+		return nil
+	}
+	d.marked = false
+	return d.Bucket.Delete(ctx, id.String()+incompleteSuffix)
+}
+
+// removeMarkers removes what a backup that could not begin has left.
+func (w *Writer) removeMarkers() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), cleanupTime)
+	defer cancel()
+	for _, d := range w.dst {
+		if err := d.unmark(ctx, w.id); err != nil {
+			w.log.Warn("marker not removed", "store", d.Bucket.String(), "err", err)
+		}
+	}
+}
+
+// markOne creates the marker in one destination. A bucket where anything else
+// has the ID already is as good as taken.
+func (w *Writer) markOne(d *Destination) error {
+	key := w.id.String() + incompleteSuffix
+	note := "This backup is being made, or was never finished. It is complete when " + w.id.String() + ".json exists.\n"
+	if err := d.Bucket.Put(d.ctx, key, bytes.NewReader([]byte(note)), &storage.PutOptions{IfAbsent: true}); err != nil {
+		return err
+	}
+	d.marked = true
+	for o, err := range d.Bucket.List(d.ctx, w.id.String()) {
+		if err != nil {
+			return err
+		}
+		if id, _, ok := cutID(o.Key); ok && id == w.id && o.Key != key {
+			if err := d.unmark(d.ctx, w.id); err != nil {
+				return err
+			}
+			return storage.ErrExists
+		}
+	}
+	return nil
+}
+
+// live returns the destinations that were not given up.
+func (w *Writer) live() []*Destination {
+	var out []*Destination
+	for _, d := range w.dst {
+		select {
+		case <-d.failed:
+		default:
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// giveUp drops a destination. For each destination it is called by one
+// goroutine at a time; only the first error counts.
+func (w *Writer) giveUp(d *Destination, err error) {
+	select {
+	case <-d.failed:
+		return
+	default:
+	}
+	d.Err = err
+	close(d.failed)
+	d.cancel(err)
+	if len(w.dst) > 1 && w.ctx.Err() == nil {
+		w.log.Error("destination given up", "store", d.Bucket.String(), "err", err)
+	}
+	if len(w.live()) == 0 {
+		w.cancel(w.allFailed())
+	}
+}
+
+func (w *Writer) allFailed() error {
+	var errs []error
+	for _, d := range w.dst {
+		errs = append(errs, d.Err)
+	}
+	return errors.Join(errs...)
+}
+
+// Write takes SQL.
+func (w *Writer) Write(p []byte) (int, error) {
+	written := 0
+	for len(p) > 0 {
+		if err := w.room(); err != nil {
+			return written, err
+		}
+		n := min(w.o.FrameSize-len(w.frame), len(p))
+		w.frame = append(w.frame, p[:n]...)
+		written += n
+		p = p[n:]
+		if len(w.frame) == w.o.FrameSize {
+			if err := w.flush(); err != nil {
+				return written, err
+			}
+		}
+	}
+	return written, nil
+}
+
+// ReadFrom takes SQL from r until io.EOF. It reads straight into the buffers
+// that are compressed, and is apart from compressing, so that r waits only when
+// all buffers are full.
+func (w *Writer) ReadFrom(r io.Reader) (int64, error) {
+	var read int64
+	for {
+		if err := w.room(); err != nil {
+			return read, err
+		}
+		n, err := r.Read(w.frame[len(w.frame):w.o.FrameSize])
+		w.frame = w.frame[:len(w.frame)+n]
+		read += int64(n)
+		if len(w.frame) == w.o.FrameSize {
+			if err := w.flush(); err != nil {
+				return read, err
+			}
+		}
+		if err == io.EOF {
+			return read, nil
+		}
+		if err != nil {
+			return read, err
+		}
+	}
+}
+
+// room makes sure that there is a buffer with room.
+func (w *Writer) room() (err error) {
+	if w.closed {
+		return errors.New("write to a finished backup")
+	}
+	if w.frame == nil {
+		w.frame, err = w.plain.get(w.ctx)
+	}
+	return err
+}
+
+// flush hands the current frame to the compressors.
+func (w *Writer) flush() error {
+	plain := w.frame
+	w.frame = nil
+	w.edges.write(plain)
+	return w.ordered.do(func() (frame, error) {
+		n := len(plain)
+		buf, err := w.zipped.get(w.ctx)
+		if err != nil {
+			return frame{}, err
+		}
+		buf, err = w.comp.frame(buf, plain)
+		w.plain.put(plain)
+		if w.o.Progress != nil {
+			w.o.Progress(n)
+		}
+		return frame{buf, n}, err
+	})
+}
+
+// storeFrames encrypts and stores frames in order, until there are no more.
+func (w *Writer) storeFrames() {
+	s := &w.store
+	for {
+		f, err := w.ordered.next()
+		if err == io.EOF {
+			break
+		}
+		if err == nil {
+			_, err = s.enc.Write(f.data)
+			w.zipped.put(f.data)
+		}
+		if err != nil {
+			w.cancel(err)
+			return
+		}
+		s.frames = append(s.frames, [2]int{f.plain, len(f.data)})
+		s.plain += int64(f.plain)
+		s.compressed += int64(len(f.data))
+	}
+	err := s.enc.Close()
+	if err == nil {
+		err = s.finish()
+	}
+	if err != nil {
+		w.cancel(err)
+	}
+}
+
+// Commit finishes the backup: the rest of the stream is stored, then sums and
+// toc, the parts are looked at once more, and the metadata written, upon which
+// the backup exists. It fails, and leaves nothing behind if it can, where the
+// stream was not a whole dump or where no destination has the backup in the end;
+// otherwise Destinations tells which have it.
+func (w *Writer) Commit() error {
+	err := w.commit()
+	if err != nil {
+		w.cancel(err)
+		err = context.Cause(w.ctx) // the first failure, of which the others follow
+	}
+	w.cleanUp(err)
+	return err
+}
+
+func (w *Writer) commit() error {
+	if w.closed {
+		return errors.New("the backup is finished already")
+	}
+	if len(w.frame) > 0 || len(w.edges.head) == 0 {
+		// Even an empty stream has one frame: gunzip refuses no input at all.
+		if err := w.room(); err != nil {
+			return err
+		}
+		if err := w.flush(); err != nil {
+			return err
+		}
+	}
+	w.closed = true
+	w.ordered.close()
+	w.wg.Wait()
+	for _, d := range w.dst {
+		close(d.queue)
+		<-d.done
+	}
+	if w.ctx.Err() != nil {
+		return context.Cause(w.ctx)
+	}
+
+	m := &w.Metadata
+	kind, err := w.edges.kind()
+	switch {
+	case err != nil && w.o.AllowPartial:
+		m.Source.Kind = KindPartial
+	case err != nil:
+		return err
+	case m.Source.Kind == "":
+		m.Source.Kind = kind
+	}
+	s := &w.store
+	m.Sizes = Sizes{s.plain, s.compressed, s.stored}
+	m.Parts = s.parts
+	toc, err := (&TOC{Version, m.BackupID, w.o.Settings, s.frames}).encode(w.o.Key.Passphrase(), w.o.Derivation)
+	if err != nil {
+		return err
+	}
+	m.TOC = describe(m.BackupID+tocSuffix, toc)
+	m.Sums = &Sums{*describe(m.BackupID+sumsSuffix, s.sums), SegmentSize}
+	m.FinishedAt = stamp(time.Now())
+	metadata, err := m.encode(w.o.Key)
+	if err != nil {
+		return err
+	}
+	// What we are about to promise must be what a reader takes.
+	if _, _, err := parseMetadata(w.id, metadata, crypto.Keyring{w.o.Key}); err != nil {
+		return err
+	}
+
+	var wg sync.WaitGroup
+	for _, d := range w.live() {
+		wg.Go(func() {
+			if err := w.seal(d, toc, metadata); err != nil {
+				w.giveUp(d, err)
+			}
+		})
+	}
+	wg.Wait()
+	if len(w.live()) == 0 {
+		return w.allFailed()
+	}
+	return nil
+}
+
+func describe(name string, b []byte) *Object {
+	sum := sha256.Sum256(b)
+	return &Object{name, int64(len(b)), hex.EncodeToString(sum[:])}
+}
+
+// seal writes what follows the parts in one destination. Errors after the
+// metadata are none: the backup exists.
+func (w *Writer) seal(d *Destination, toc, metadata []byte) error {
+	id := w.id.String()
+	put := func(suffix string, b []byte) error {
+		return d.Bucket.Put(d.ctx, id+suffix, bytes.NewReader(b), nil)
+	}
+	if err := put(sumsSuffix, w.store.sums); err != nil {
+		return err
+	}
+	if err := put(tocSuffix, toc); err != nil {
+		return err
+	}
+	if err := w.compareParts(d); err != nil {
+		return err
+	}
+	if err := put(metadataSuffix, metadata); err != nil {
+		return err
+	}
+	if err := d.Bucket.Delete(d.ctx, id+incompleteSuffix); err != nil {
+		w.log.Info("marker not removed, which does no harm", "store", d.Bucket.String(), "err", err)
+	}
+	return nil
+}
+
+// compareParts lists the parts once more and compares their sizes.
+func (w *Writer) compareParts(d *Destination) error {
+	want := make(map[string]int64)
+	for _, p := range w.Metadata.Parts {
+		want[p.Name] = p.Size
+	}
+	for o, err := range d.Bucket.List(d.ctx, w.id.String()) {
+		if err != nil {
+			return err
+		}
+		if size, ok := want[o.Key]; ok {
+			if size != o.Size {
+				return fmt.Errorf("part %s has %d bytes in %s, %d were written", o.Key, o.Size, d.Bucket, size)
+			}
+			delete(want, o.Key)
+		}
+	}
+	for name := range want {
+		return fmt.Errorf("part %s is missing in %s after it was written", name, d.Bucket)
+	}
+	return nil
+}
+
+// Abort gives the backup up and removes what it left, as far as that is
+// permitted. cause is why; it is what the destinations' uploads fail with.
+func (w *Writer) Abort(cause error) {
+	w.cancel(cause)
+	w.cleanUp(cause)
+}
+
+// cleanUp ends the destinations' goroutines and removes what those hold that
+// have no backup. It uses a context of its own, since the writer's is done.
+func (w *Writer) cleanUp(cause error) {
+	if cause == nil && len(w.live()) == len(w.dst) {
+		w.cancel(nil)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), cleanupTime)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, d := range w.dst {
+		wg.Go(func() {
+			if cause == nil {
+				select {
+				case <-d.failed:
+				default:
+					return // it has the backup
+				}
+			}
+			d.cancel(cause)
+			<-d.done
+			if d.Err == nil {
+				d.Err = cause
+			}
+			if !d.marked {
+				return
+			}
+			if err := remove(ctx, d.Bucket, w.id); err != nil {
+				w.log.Warn("the incomplete backup could not be removed", "store", d.Bucket.String(), "backup", w.id.String(), "err", err)
+			}
+		})
+	}
+	wg.Wait()
+	w.cancel(cause)
+}
+
+// storer cuts the stored stream into segments, parts and chunks.
+type storer struct {
+	w        *Writer
+	enc      *crypto.Writer
+	partSize int64
+	chunks   *buffers
+
+	segmentHash, partHash hash.Hash
+	segmentFill           int
+	partFill              int64
+	part                  int // index of the current part
+	chunk                 []byte
+
+	plain, compressed, stored int64
+	frames                    [][2]int
+	parts                     []Part
+	sums                      []byte
+}
+
+// chunk is a piece of a part that is on its way to all destinations. It is
+// never changed; the last to release it gives the buffer back.
+type chunk struct {
+	data []byte
+	part string // name of the part
+	last bool   // of its part
+	refs chan struct{}
+	pool *buffers
+}
+
+// release says that one destination is done with the chunk.
+func (c *chunk) release() {
+	select {
+	case <-c.refs:
+	default: // the last one
+		c.pool.put(c.data)
+	}
+}
+
+// Write takes ciphertext.
+func (s *storer) Write(p []byte) (int, error) {
+	written := 0
+	for len(p) > 0 {
+		if s.partSize > 0 && s.partFill == s.partSize || len(s.chunk) == chunkSize {
+			if err := s.emit(s.partSize > 0 && s.partFill == s.partSize); err != nil {
+				return written, err
+			}
+		}
+		if s.chunk == nil {
+			var err error
+			if s.chunk, err = s.chunks.get(s.w.ctx); err != nil {
+				return written, err
+			}
+		}
+		n := min(len(p), chunkSize-len(s.chunk), SegmentSize-s.segmentFill)
+		if s.partSize > 0 {
+			n = int(min(int64(n), s.partSize-s.partFill))
+		}
+		s.chunk = append(s.chunk, p[:n]...)
+		s.segmentHash.Write(p[:n])
+		s.partHash.Write(p[:n])
+		s.segmentFill += n
+		s.partFill += int64(n)
+		s.stored += int64(n)
+		if s.segmentFill == SegmentSize {
+			s.endSegment()
+		}
+		written += n
+		p = p[n:]
+	}
+	return written, nil
+}
+
+func (s *storer) endSegment() {
+	s.sums = s.segmentHash.Sum(s.sums)
+	s.segmentHash.Reset()
+	s.segmentFill = 0
+}
+
+// finish stores what is left.
+func (s *storer) finish() error {
+	if s.segmentFill > 0 {
+		s.endSegment()
+	}
+	return s.emit(true)
+}
+
+// emit hands the current chunk to the destinations.
+func (s *storer) emit(last bool) error {
+	w := s.w
+	name := w.id.String()
+	if s.partSize > 0 {
+		name = fmt.Sprintf("%s-%d", w.id, s.part)
+	}
+	live := w.live()
+	c := &chunk{data: s.chunk, part: name, last: last, refs: make(chan struct{}, len(live)), pool: s.chunks}
+	for range len(live) - 1 {
+		c.refs <- struct{}{}
+	}
+	s.chunk = nil
+	for _, d := range live {
+		if err := w.hand(d, c); err != nil {
+			return err
+		}
+	}
+	if last {
+		s.parts = append(s.parts, Part{name, s.partFill, hex.EncodeToString(s.partHash.Sum(nil))})
+		s.partHash.Reset()
+		s.partFill = 0
+		s.part++
+		if s.part > maxParts {
+			return fmt.Errorf("the dump needs more than %d parts of %d bytes: choose a larger part size", maxParts, s.partSize)
+		}
+	}
+	return nil
+}
+
+// hand puts a chunk into the queue of a destination, waiting no longer than
+// the stall time-out. It fails only with the writer's context.
+func (w *Writer) hand(d *Destination, c *chunk) error {
+	select {
+	case d.queue <- c:
+		return nil
+	default:
+	}
+	t := time.NewTimer(w.o.StallTimeout)
+	defer t.Stop()
+	select {
+	case d.queue <- c:
+	case <-d.ctx.Done(): // it was given up, or is about to be
+		c.release()
+	case <-t.C:
+		d.cancel(fmt.Errorf("%s took no data for %v", d.Bucket, w.o.StallTimeout))
+		c.release()
+	case <-w.ctx.Done():
+		return context.Cause(w.ctx)
+	}
+	return nil
+}
+
+// run is the goroutine of a destination: one Put a part. It ends when the queue
+// is closed or the writer done; what is queued for a destination that was given
+// up is thrown away.
+func (w *Writer) run(d *Destination) {
+	defer close(d.done)
+	for {
+		select {
+		case c, ok := <-d.queue:
+			if !ok {
+				return
+			}
+			select {
+			case <-d.failed:
+				c.release()
+				continue
+			default:
+			}
+			r := &partReader{d: d, chunk: c, rest: c.data}
+			err := d.Bucket.Put(d.ctx, c.part, r, nil)
+			if err == nil && !r.ended {
+				err = fmt.Errorf("%s stopped reading part %s before its end", d.Bucket, c.part)
+			}
+			r.drop()
+			if err == nil {
+				err = d.ctx.Err() // it missed a chunk, whatever Put made of the rest
+			}
+			if err != nil {
+				if cause := context.Cause(d.ctx); cause != nil {
+					err = cause // of which the failure of Put only tells
+				}
+				w.giveUp(d, err)
+			}
+		case <-w.ctx.Done():
+			return
+		}
+	}
+}
+
+// partReader is a part as a stream: chunks from the queue up to the last.
+type partReader struct {
+	d     *Destination
+	chunk *chunk
+	rest  []byte
+	ended bool
+}
+
+// next makes sure that rest holds something, or returns io.EOF at the end of
+// the part.
+func (r *partReader) next() error {
+	for len(r.rest) == 0 {
+		if r.ended {
+			return io.EOF
+		}
+		if r.chunk != nil {
+			r.ended = r.chunk.last
+			r.chunk.release()
+			r.chunk = nil
+			continue
+		}
+		select {
+		case c, ok := <-r.d.queue:
+			if !ok {
+				// Only the last chunk of a part ends it.
+				return io.ErrUnexpectedEOF
+			}
+			r.chunk, r.rest = c, c.data
+		case <-r.d.ctx.Done():
+			return context.Cause(r.d.ctx)
+		}
+	}
+	return nil
+}
+
+func (r *partReader) Read(p []byte) (int, error) {
+	if err := r.next(); err != nil {
+		return 0, err
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// WriteTo spares a copy.
+func (r *partReader) WriteTo(dst io.Writer) (written int64, err error) {
+	for {
+		if err := r.next(); err == io.EOF {
+			return written, nil
+		} else if err != nil {
+			return written, err
+		}
+		n, err := dst.Write(r.rest)
+		written += int64(n)
+		r.rest = r.rest[n:]
+		if err != nil {
+			return written, err
+		}
+	}
+}
+
+// drop gives back what is held.
+func (r *partReader) drop() {
+	if r.chunk != nil {
+		r.chunk.release()
+		r.chunk, r.rest = nil, nil
+	}
+}
