@@ -72,6 +72,9 @@ type Backup struct {
 // Bucket returns where the backup is.
 func (b *Backup) Bucket() storage.Bucket { return b.bucket }
 
+// Keys returns the keys that are at hand for reading it.
+func (b *Backup) Keys() crypto.Keyring { return b.keys }
+
 // StartedAt returns when the dump began, as well as it is known.
 func (b *Backup) StartedAt() time.Time {
 	if b.Metadata != nil {

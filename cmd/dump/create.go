@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"encdump/crypto"
+	"encdump/dump"
+	"encdump/dump/archive"
+	"encdump/dump/postgres"
+)
+
+func newCreate() *cobra.Command {
+	return command("create [flags] [-- PG_DUMPALL OPTIONS]", "make a backup of a cluster",
+		`create runs pg_dumpall and stores its output compressed, encrypted and in parts. The
+backup exists only once pg_dumpall has succeeded, its output was complete and every
+part is stored; otherwise what was written is removed again.
+
+Options after -- go to pg_dumpall. Those that leave something out, as --globals-only
+or --exclude-database, make the backup a partial one.`,
+		func(cmd *cobra.Command, args []string) error {
+			if n := cmd.ArgsLenAtDash(); n > 0 || n < 0 && len(args) > 0 {
+				return fmt.Errorf("unexpected argument %q; options of pg_dumpall follow after --", args[0])
+			}
+			return nil
+		}, runCreate)
+}
+
+func runCreate(ctx context.Context, f flags, args []string) error {
+	log := newLogger(f.is("verbose"))
+	partial, err := postgres.CheckDumpOptions(args)
+	if err != nil {
+		return &statusError{err, "set the connection with --source or libpq's environment; the output goes to --store", statusUsage}
+	}
+	guid := strings.ToLower(f.text("guid"))
+	if guid != "" {
+		if _, err := uuid.Parse(guid); err != nil || !archive.ValidGUID(guid) {
+			return usage("a UUID, as uuidgen makes it; the same every time for the same cluster", "--guid %q is not a UUID", guid)
+		}
+	}
+	partSize, err := f.partSize()
+	if err != nil {
+		return err
+	}
+	derivation, err := f.derivation(crypto.DefaultIterations)
+	if err != nil {
+		return err
+	}
+	if derivation == nil {
+		derivation = &crypto.MD5
+	}
+	if *derivation == crypto.SHA256 {
+		return usage("md5, or pbkdf2 with --iter rounds", "--kdf sha256 is for reading foreign backups only")
+	}
+	if n := f.number("level"); n < 1 || n > 9 {
+		return usage("", "--level %d is not within 1 and 9", n)
+	}
+	if n := f.number("nice"); n < 0 || n > 19 {
+		return usage("", "--nice %d is not within 0 and 19", n)
+	}
+	stores, err := f.stores(ctx)
+	if err != nil {
+		return err
+	}
+	o := &dump.CreateOptions{
+		Stores:  stores,
+		Source:  postgres.Config{DSN: f.text("source"), Logger: log},
+		Dump:    postgres.DumpOptions{Program: f.text("pg-dumpall"), Args: args, LockWaitTimeout: f.duration("lock-wait-timeout")},
+		Partial: partial,
+		GUID:    guid,
+		Name:    f.text("name"),
+		Key: func(ctx context.Context, guid string, first bool) (*crypto.Key, error) {
+			return f.creationKey(ctx, first)
+		},
+		Archive: archive.WriterOptions{
+			Derivation: *derivation, Level: f.number("level"), PartSize: partSize, Jobs: f.jobs(),
+			AllowPartial: f.is("allow-partial"), StallTimeout: f.duration("stall-timeout"),
+		},
+		Tool:     tool(),
+		Nice:     f.number("nice"),
+		Progress: newProgress(),
+		Logger:   log,
+	}
+	switch stdin := f.is("stdin"); {
+	case stdin && guid == "":
+		return usage("a UUID for the cluster that the dump is of, the same every time", "--stdin needs --guid")
+	case stdin && len(args) > 0:
+		return usage("", "with --stdin nothing is run, so options for pg_dumpall mean nothing")
+	case stdin && f.text("source") != "":
+		return usage("", "--stdin and --source exclude each other")
+	case stdin && term.IsTerminal(int(os.Stdin.Fd())):
+		return usage("as in: ssh host pg_dumpall | dump create --stdin --guid …", "standard input is a terminal")
+	case stdin:
+		o.Stdin = os.Stdin
+	case f.is("allow-partial"):
+		return usage("", "--allow-partial goes with --stdin")
+	}
+	if postgres.DSNHasPassword(f.text("source")) {
+		log.Warn("a password in --source can be seen by every user of this machine; use ~/.pgpass or PGPASSWORD")
+	}
+
+	r, err := dump.Create(ctx, o)
+	if err != nil {
+		return err
+	}
+	failed := r.Failed()
+	if f.is("json") {
+		type destination struct {
+			Store string `json:"store"`
+			Error string `json:"error,omitempty"`
+		}
+		out := struct {
+			*archive.Metadata
+			Destinations []destination `json:"destinations"`
+		}{Metadata: r.Metadata}
+		for _, d := range r.Destinations {
+			j := destination{Store: d.Bucket.String()}
+			if d.Err != nil {
+				j.Error = d.Err.Error()
+			}
+			out.Destinations = append(out.Destinations, j)
+		}
+		if err := printJSON(out); err != nil {
+			return err
+		}
+	} else if stderrIsTerminal() || f.is("verbose") {
+		m := r.Metadata
+		say("backup %s: %s of SQL in %s, %d part(s), %v", m.BackupID, size(m.Sizes.Plain), size(m.Sizes.Stored),
+			len(m.Parts), m.FinishedAt.Sub(m.TriggeredAt).Round(100*1e6))
+	}
+	if len(failed) > 0 {
+		for _, d := range failed {
+			say("error: %s does not have the backup: %v", d.Bucket, d.Err)
+		}
+		return &statusError{status: statusInPart}
+	}
+	return nil
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"encdump/crypto"
+)
+
+func newKey() *cobra.Command {
+	key := &cobra.Command{
+		Use:   "key",
+		Short: "make, name and show keys",
+		Long: `A key is a passphrase in the first line of a file. Copy it to a safe place away from the
+backups: whoever has it reads them, and without it nobody does.`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usage("dump key --help lists the commands", "unknown command %q", "key "+args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
+	}
+	key.AddCommand(
+		keyCommand("generate [--key-file FILE]", "make a new key of 32 letters and digits",
+			`generate writes a random key to the file, mode 0600, by default to this user's own key
+file, and never over an existing one.`, runKeyGenerate),
+		keyCommand("set [--key-file FILE]", "write a passphrase from a pipe or prompt to a key file",
+			`set reads a passphrase, from standard input where that is a pipe and at the terminal
+otherwise, and writes it to the file, mode 0600, by default to this user's own key file,
+and never over an existing one.`, runKeySet),
+		keyCommand("id [flags]", "print the ID and the source of each key",
+			`id prints the key ID of each key, as the metadata of backups have it, and where the key
+comes from. The ID tells nothing of the key.`, runKeyID),
+		keyCommand("show [flags]", "print the key itself",
+			`show prints the passphrase on standard output.`, runKeyShow),
+	)
+	return key
+}
+
+func keyCommand(use, short, long string, run func(ctx context.Context, f flags, args []string) error) *cobra.Command {
+	cmd := command("key "+use, short, long, atMostOneFile, run) // with the options of key
+	cmd.Use = use
+	return cmd
+}
+
+func atMostOneFile(_ *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return fmt.Errorf("one key file at most, %d arguments were given", len(args))
+	}
+	return nil
+}
+
+// newKeyFile returns the file that a new key is to be written to.
+func newKeyFile(f flags, args []string) (string, error) {
+	switch files := append(f.list("key-file"), args...); len(files) {
+	case 0:
+		return defaultKeyFiles()[0], nil
+	case 1:
+		return files[0], nil
+	}
+	return "", usage("", "a new key goes to one file, several were given")
+}
+
+func writeKey(path string, p crypto.Passphrase) error {
+	if err := crypto.WriteKeyFile(path, p); err != nil {
+		return err
+	}
+	sayNewKey(crypto.NewKey(p, path))
+	return nil
+}
+
+func runKeyGenerate(_ context.Context, f flags, args []string) error {
+	path, err := newKeyFile(f, args)
+	if err != nil {
+		return err
+	}
+	return writeKey(path, crypto.Generate())
+}
+
+func runKeySet(_ context.Context, f flags, args []string) error {
+	path, err := newKeyFile(f, args)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(path); err == nil {
+		return &os.PathError{Op: "create", Path: path, Err: os.ErrExist}
+	}
+	var p crypto.Passphrase
+	if term.IsTerminal(int(os.Stdin.Fd())) {
+		first, err := askSecret("passphrase: ")
+		if err != nil {
+			return err
+		}
+		second, err := askSecret("once more: ")
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(first, second) {
+			return &statusError{fmt.Errorf("the two are not the same; nothing was written"), "", statusFailed}
+		}
+		p = crypto.NewPassphrase(first)
+	} else if p, err = crypto.ReadPassphrase(os.Stdin); err != nil {
+		return usage("", "passphrase from standard input: %v", err)
+	}
+	// PBKDF2 is the laxer one; create asks for more where it uses MD5.
+	if err := p.CheckNew(crypto.NewPBKDF2(crypto.DefaultIterations)); err != nil {
+		return usage("dump key generate makes a good one", "%v", err)
+	}
+	return writeKey(path, p)
+}
+
+// namedKeys returns the keys that flags or the argument name.
+func namedKeys(ctx context.Context, f flags, args []string) (crypto.Keyring, error) {
+	for _, a := range args {
+		if err := f.Set("key-file", a); err != nil {
+			return nil, err
+		}
+	}
+	return f.neededKeyring(ctx)
+}
+
+func runKeyID(ctx context.Context, f flags, args []string) error {
+	keys, err := namedKeys(ctx, f, args)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		fmt.Printf("%s  %s\n", k.ID(), k.Source)
+	}
+	return nil
+}
+
+func runKeyShow(ctx context.Context, f flags, args []string) error {
+	keys, err := namedKeys(ctx, f, args)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		fmt.Println(k.Passphrase().Reveal())
+	}
+	return nil
+}

@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/spf13/cobra"
+
+	"encdump/crypto"
+	"encdump/dump/archive"
+	"encdump/storage"
+	_ "encdump/storage/file" // registers directories
+)
+
+// defaultStore is used on a terminal where no store is named.
+const defaultStore = "./backups"
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "dump",
+		Short: "encrypted logical backups of PostgreSQL that openssl, gunzip and psql can restore",
+		Long: `dump makes encrypted logical backups of whole PostgreSQL clusters, and restores them.
+
+Each flag has an environment variable: --key-file is DUMP_KEY_FILE. Connections
+follow libpq: PGHOST, PGSERVICE, ~/.pgpass and so on.
+
+Exit status: 0 done; 1 failed; 2 wrong usage; 3 done in part; 4 no such backup;
+5 key missing or wrong; 6 another run holds the lock; 7 damaged or not
+authenticated; 130 interrupted; 143 terminated.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usage("dump help lists the commands", "unknown command %q", args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usage(fmt.Sprintf("%s --help lists the flags", cmd.CommandPath()), "%v", err)
+	})
+	root.PersistentFlags().BoolP("help", "h", false, "show this help")
+	root.AddCommand(
+		newCreate(), newList(), newShow(), newFetch(), newRestore(), newVerify(), newDelete(), newKey(), newVersion(),
+	)
+	root.InitDefaultCompletionCmd()
+	root.InitDefaultHelpCmd()
+	return root
+}
+
+// command makes a subcommand with the flags that the table of options gives it;
+// its errors of usage have status 2.
+func command(use, short, long string, args cobra.PositionalArgs, run func(ctx context.Context, f flags, args []string) error) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Long: long, DisableFlagsInUseLine: true}
+	cmd.Args = func(cmd *cobra.Command, given []string) error {
+		if err := args(cmd, given); err != nil {
+			return usage(cmd.CommandPath()+" --help shows the usage", "%v", err)
+		}
+		return nil
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := fromEnvironment(cmd.Flags()); err != nil {
+			return err
+		}
+		return run(cmd.Context(), flags{cmd.Flags()}, args)
+	}
+	addOptions(cmd, cmd.Name())
+	return cmd
+}
+
+// stores opens the stores that were named.
+func (f flags) stores(ctx context.Context) ([]storage.Bucket, error) {
+	urls := f.list("store")
+	if len(urls) == 0 {
+		if !stderrIsTerminal() {
+			return nil, usage("name one with --store or DUMP_STORE, as --store /var/backups/pg", "no store")
+		}
+		urls = []string{defaultStore}
+	}
+	var out []storage.Bucket
+	for _, u := range urls {
+		b, err := storage.OpenURL(ctx, u)
+		if err != nil {
+			return nil, &statusError{err, "", statusUsage}
+		}
+		out = append(out, b)
+	}
+	return out, nil
+}
+
+// find returns the backup that --backup-id or the argument, --at and --guid
+// name: from the first store that has it.
+func (f flags) find(ctx context.Context, args []string, keys crypto.Keyring, unauthenticated bool) (*archive.Backup, error) {
+	ref := archive.Ref{ID: f.text("backup-id"), GUID: f.text("guid"), Unauthenticated: unauthenticated}
+	if len(args) > 0 {
+		if ref.ID != "" && ref.ID != args[0] {
+			return nil, usage("", "two backups are named: --backup-id %s and %s", ref.ID, args[0])
+		}
+		ref.ID = args[0]
+	}
+	if f.Lookup("at") != nil {
+		var err error
+		if ref.At, err = f.at(); err != nil {
+			return nil, err
+		}
+		if !ref.At.IsZero() && ref.ID != "" && ref.ID != archive.Latest {
+			return nil, usage("", "--at chooses a backup by time, and one is named by ID already")
+		}
+	}
+	stores, err := f.stores(ctx)
+	if err != nil {
+		return nil, err
+	}
+	log := newLogger(f.is("verbose"))
+	var first error
+	for _, s := range stores {
+		b, err := archive.OpenCatalog(s, keys, log).Find(ctx, ref)
+		if err == nil {
+			return b, nil
+		}
+		if first == nil {
+			first = err
+		}
+		var none *archive.NotFoundError
+		if !errors.As(err, &none) && !errors.Is(err, storage.ErrNotFound) && len(stores) > 1 {
+			log.Warn("store passed over", "store", s.String(), "err", err)
+		}
+	}
+	return nil, first
+}
+
+// jobs returns how many processors to use.
+func (f flags) jobs() int {
+	if n := f.number("jobs"); n > 0 {
+		return n
+	}
+	return runtime.GOMAXPROCS(0)
+}
+
+// readOptions returns how a backup is read.
+func (f flags) readOptions() (archive.ReadOptions, error) {
+	d, err := f.derivation(crypto.OpenSSLIterations)
+	return archive.ReadOptions{Jobs: f.jobs(), AllowUnauthenticated: f.is("allow-unauthenticated"), Derivation: d}, err
+}
+
+// atMostOne and noArguments are cobra's checks in our words.
+func atMostOne(_ *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return fmt.Errorf("one backup at most, %d arguments were given", len(args))
+	}
+	return nil
+}
+
+func noArguments(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unexpected argument %q", args[0])
+	}
+	return nil
+}
+
+// describe names a backup for people.
+func describe(b *archive.Backup) string {
+	s := b.ID.String() + ", " + age(b.StartedAt())
+	if b.Metadata != nil && b.Metadata.Name != "" {
+		s += ", " + b.Metadata.Name
+	}
+	return s
+}
+
+// pathExists tells whether there is a folder at path.
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}

@@ -1,0 +1,385 @@
+// Package dump holds the operations on backups: Create, Fetch, Restore, Verify,
+// Delete. They are short, since the work is done in the packages below.
+package dump
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"encdump/crypto"
+	"encdump/dump/archive"
+	"encdump/dump/postgres"
+	"encdump/storage"
+	"encdump/storage/file"
+)
+
+// Progress is told how an operation gets on. total is in bytes; -1 where it is
+// not known. Methods may be called from several goroutines. nil is silent.
+type Progress interface {
+	Start(phase string, total int64)
+	Add(n int64)
+	Done()
+}
+
+type silent struct{}
+
+func (silent) Start(string, int64) {}
+func (silent) Add(int64)           {}
+func (silent) Done()               {}
+
+// orSilent makes nil a Progress.
+func orSilent(p Progress) Progress {
+	if p == nil {
+		return silent{}
+	}
+	return p
+}
+
+func adder(p Progress) func(int) { return func(n int) { p.Add(int64(n)) } }
+
+// guidNamespace is the namespace of GUIDs that are derived from a cluster's
+// system identifier. It must never change.
+var guidNamespace = uuid.MustParse("5b3f3a54-5f0e-4d7c-9a9e-0d3a8a6b6f41")
+
+// GUIDOf returns the GUID of the cluster with that system identifier: a UUIDv5
+// (RFC 9562, 5.5) of its decimal digits, so that every host that dumps the same
+// cluster agrees.
+func GUIDOf(systemIdentifier uint64) string {
+	return uuid.NewSHA1(guidNamespace, []byte(strconv.FormatUint(systemIdentifier, 10))).String()
+}
+
+// CreateOptions says what is backed up, where to, and how.
+type CreateOptions struct {
+	Stores []storage.Bucket
+	// Source is the server to dump, unless Stdin is given.
+	Source postgres.Config
+	// Dump is how pg_dumpall is run.
+	Dump postgres.DumpOptions
+	// Partial says that Dump.Args leave something out.
+	Partial bool
+	// Stdin is a stream of SQL to store instead of a dump of Source. It is not closed.
+	Stdin io.Reader
+	// GUID; where empty it is derived from the server's system identifier.
+	GUID string
+	// Name is a label for the backup.
+	Name string
+	// Key is called once for the key to encrypt with. first tells that the stores
+	// are known to hold no backup of the GUID.
+	Key func(ctx context.Context, guid string, first bool) (*crypto.Key, error)
+	// Archive is how the backup is made; GUID, Key and Progress are set by Create.
+	Archive archive.WriterOptions
+	Tool    archive.Tool
+	// Nice is added to the nice value of this process, but not of pg_dumpall,
+	// once the dump runs: the database comes first. 0 leaves it alone.
+	Nice     int
+	Progress Progress
+	Logger   *slog.Logger
+}
+
+// CreateReport tells what was made.
+type CreateReport struct {
+	Metadata *archive.Metadata
+	// Destinations in the order of CreateOptions.Stores; those with an error
+	// do not have the backup.
+	Destinations []*archive.Destination
+}
+
+// Failed returns the destinations that do not have the backup.
+func (r *CreateReport) Failed() []*archive.Destination {
+	var out []*archive.Destination
+	for _, d := range r.Destinations {
+		if d.Err != nil {
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// NoGUIDError says that the cluster's identifier could not be read.
+type NoGUIDError struct{ Err error }
+
+func (e *NoGUIDError) Error() string {
+	return "no GUID: the system identifier cannot be read: " + e.Err.Error()
+}
+func (e *NoGUIDError) Unwrap() error { return e.Err }
+
+// Hint is the way out.
+func (e *NoGUIDError) Hint() string {
+	return "give a UUID of your own with --guid, the same every time, or grant execute on function pg_control_system()"
+}
+
+// Create makes a backup. It holds the advisory lock of the GUID on the server
+// until everything is done. On failure no backup exists, and what was uploaded
+// is removed as far as that is permitted. With several stores it succeeds where
+// one has the backup; the report tells which.
+func Create(ctx context.Context, o *CreateOptions) (*CreateReport, error) {
+	log := o.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	progress := orSilent(o.Progress)
+	guid := o.GUID
+	var server *postgres.Server
+	if o.Stdin == nil {
+		progress.Start("connecting", -1)
+		var err error
+		if server, err = postgres.Connect(ctx, o.Source); err != nil {
+			return nil, err
+		}
+		defer server.Close()
+		if guid == "" {
+			id, err := server.SystemIdentifier()
+			if err != nil {
+				return nil, &NoGUIDError{err}
+			}
+			guid = GUIDOf(id)
+		}
+		lock, err := server.Lock(ctx, guid)
+		if err != nil {
+			return nil, err
+		}
+		if text := lock.Warning(); text != "" {
+			log.Warn(text)
+		}
+		done := make(chan struct{})
+		defer close(done)
+		go func() {
+			select {
+			case <-lock.Lost():
+				log.Warn("the lock against a second run was lost; this run goes on", "err", lock.Err())
+			case <-done:
+			}
+		}()
+		defer func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			defer cancel()
+			lock.Release(ctx)
+		}()
+	}
+
+	previous, known := o.previous(ctx, guid, log)
+	key, err := o.Key(ctx, guid, known && previous == nil)
+	if err != nil {
+		return nil, err
+	}
+
+	settings := o.Archive
+	settings.GUID, settings.Key, settings.Logger = guid, key, log
+	settings.Progress = adder(progress)
+	w, err := archive.NewWriter(ctx, o.Stores, &settings)
+	if err != nil {
+		return nil, err
+	}
+	// From here on every way out goes through Commit or Abort.
+	report := &CreateReport{Metadata: &w.Metadata, Destinations: w.Destinations()}
+	if err := o.fill(w, server, previous, guid, progress, log); err != nil {
+		w.Abort(err)
+		return report, context.Cause(w.Context())
+	}
+	progress.Start("finishing", -1)
+	err = w.Commit()
+	progress.Done()
+	return report, err
+}
+
+// fill writes the dump and completes the metadata.
+func (o *CreateOptions) fill(w *archive.Writer, server *postgres.Server, previous *archive.Backup, guid string, progress Progress, log *slog.Logger) error {
+	m := &w.Metadata
+	m.Name, m.Tool = o.Name, o.Tool
+	if previous != nil {
+		m.Previous = previous.ID.String()
+	}
+	if o.Partial {
+		m.Source.Kind = archive.KindPartial
+	}
+	src := o.Stdin
+	if server != nil {
+		info := server.Info()
+		m.Source.Host, m.Source.Server, m.Source.Standby = info.Host, info.VersionText, info.Standby
+		m.Source.Databases, m.Source.DatabaseBytes = info.Databases, max(info.Size, 0)
+		if o.GUID == "" && previous != nil && previous.Metadata != nil {
+			if host := previous.Metadata.Source.Host; host != "" && host != info.Host {
+				log.Warn(fmt.Sprintf("the latest backup with GUID %s was made from host %s, this one is from %s; "+
+					"if these are two clusters, give each a GUID of its own with --guid", guid, host, info.Host))
+			}
+		}
+		d, err := server.DumpAll(w.Context(), o.Dump)
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		m.Source.PgDumpall = d.ProgramVersion()
+		src = d
+	}
+	progress.Start("dumping", -1)
+	defer progress.Done()
+	copied := make(chan error, 1)
+	go func() {
+		done := yieldCPU(o.Nice, log)
+		defer done()
+		_, err := w.ReadFrom(src)
+		copied <- err
+	}()
+	select {
+	case err := <-copied:
+		return err
+	case <-w.Context().Done():
+		// The dump is killed by the context and its reader ends; standard input
+		// may go on for ever, so nobody waits for it.
+		return context.Cause(w.Context())
+	}
+}
+
+// previous returns the newest backup of guid in the first store that can be
+// read; known is whether all could.
+func (o *CreateOptions) previous(ctx context.Context, guid string, log *slog.Logger) (previous *archive.Backup, known bool) {
+	known = true
+	for _, b := range o.Stores {
+		p, err := archive.OpenCatalog(b, nil, log).Previous(ctx, guid)
+		if err != nil {
+			if !errors.Is(err, storage.ErrNotFound) { // a folder that is not there yet
+				known = false
+				log.Info("the store cannot be listed", "store", b.String(), "err", err)
+			}
+			continue
+		}
+		if previous == nil {
+			previous = p
+		}
+	}
+	return previous, known
+}
+
+// Restore writes the SQL of a backup to w.
+func Restore(ctx context.Context, b *archive.Backup, w io.Writer, o archive.ReadOptions, p Progress) error {
+	p = orSilent(p)
+	p.Start("restoring", b.StoredSize())
+	defer p.Done()
+	o.Progress = adder(p)
+	r, err := b.Reader(ctx, &o)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.Copy(w, r)
+	return err
+}
+
+// FetchSQL writes the SQL of a backup to a new file of mode 0600, which appears
+// under its name when it is whole, and not at all otherwise. An existing file is
+// an error that matches os.ErrExist.
+func FetchSQL(ctx context.Context, b *archive.Backup, path string, o archive.ReadOptions, p Progress) error {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(path); err == nil {
+		return &os.PathError{Op: "create", Path: path, Err: os.ErrExist}
+	}
+	p = orSilent(p)
+	p.Start("fetching", b.StoredSize())
+	defer p.Done()
+	o.Progress = adder(p)
+	r, err := b.Reader(ctx, &o)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	// A directory bucket knows how to make a file appear whole or not at all.
+	err = file.New(dir).Put(ctx, filepath.Base(path), r, &storage.PutOptions{IfAbsent: true})
+	if errors.Is(err, storage.ErrExists) {
+		return &os.PathError{Op: "create", Path: path, Err: os.ErrExist}
+	}
+	return err
+}
+
+// FetchEncrypted copies the objects of a backup to another bucket as they are.
+func FetchEncrypted(ctx context.Context, b *archive.Backup, dst storage.Bucket, p Progress) error {
+	p = orSilent(p)
+	p.Start("fetching", b.Bytes)
+	defer p.Done()
+	return b.CopyTo(ctx, dst, adder(p))
+}
+
+// Level of verification; each includes those before it.
+type Level string
+
+const (
+	LevelMetadata Level = "metadata" // the metadata are right, and all objects are there in their size
+	LevelDigest   Level = "digest"   // every object has the digest that the metadata tell
+	LevelDecode   Level = "decode"   // the stream decrypts and inflates to the length that it had
+)
+
+// Levels in order.
+var Levels = []Level{LevelMetadata, LevelDigest, LevelDecode}
+
+// VerifyReport tells what was found.
+type VerifyReport struct {
+	Level         Level
+	Authenticated bool    // the metadata's MAC was checked
+	Damage        []error // each names its object; empty where all is well
+	PlainBytes    int64   // decoded
+}
+
+// Verify checks a backup. Damage is in the report; the error is why the check
+// could not be made, such as a missing key.
+func Verify(ctx context.Context, b *archive.Backup, level Level, o archive.ReadOptions, p Progress) (*VerifyReport, error) {
+	p = orSilent(p)
+	r := &VerifyReport{Level: level, Authenticated: b.Authenticated}
+	var damage *archive.DamageError
+	switch b.Status {
+	case archive.Damaged:
+		r.Damage = append(r.Damage, b.Problem)
+		return r, nil
+	case archive.Incomplete, archive.Unreadable:
+		return nil, b.Problem
+	case archive.Foreign:
+		if level != LevelDecode || !o.AllowUnauthenticated {
+			return nil, archive.ErrForeign
+		}
+	}
+	if len(b.Keys()) > 0 || level == LevelDecode {
+		// With a key at hand that does not fit, "not checked" would be too little.
+		if err := b.Usable(o.AllowUnauthenticated); errors.As(err, &damage) {
+			r.Damage = append(r.Damage, err)
+			return r, nil
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	r.Damage = b.CheckObjects()
+	if level == LevelMetadata {
+		return r, nil
+	}
+	if b.Metadata != nil {
+		p.Start("checking digests", b.StoredSize())
+		found, err := b.Digests(ctx, adder(p))
+		p.Done()
+		r.Damage = append(r.Damage, found...)
+		if err != nil {
+			return r, err
+		}
+	}
+	if level == LevelDigest || len(r.Damage) > 0 {
+		return r, nil
+	}
+	p.Start("decoding", b.StoredSize())
+	defer p.Done()
+	o.Progress = adder(p)
+	n, err := b.Decode(ctx, &o)
+	r.PlainBytes = n
+	if errors.As(err, &damage) {
+		r.Damage = append(r.Damage, err)
+		return r, nil
+	}
+	return r, err
+}

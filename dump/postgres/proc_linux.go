@@ -1,0 +1,82 @@
+package postgres
+
+import (
+	"os"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// pipeSize is what a pipe is enlarged to: at 64 KiB the writer and we would wake each other all the time.
+const pipeSize = 1 << 20
+
+// newPipe makes a pipe whose ends block, so that a read of it is one read(2).
+func newPipe() (r, w *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "|0"), os.NewFile(uintptr(fds[1]), "|1"), nil
+}
+
+// enlargePipe makes a pipe as large as the system lets us: pipe-max-size and the user's total are limits.
+func enlargePipe(fd int) {
+	for size := pipeSize; size > 64<<10; size /= 2 {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, size); err == nil {
+			return
+		}
+	}
+}
+
+// dieWithParent asks for a signal to the child when the thread that starts it ends.
+func dieWithParent(attr *syscall.SysProcAttr, sig syscall.Signal) { attr.Pdeathsig = sig }
+
+var subreapers struct {
+	sync.Mutex
+	n   int
+	was int32 // what it was before us; a global, so that its address can be given to the kernel
+}
+
+// adoptOrphans makes this process the parent of all orphans among its descendants, so that they can be waited for: when
+// pg_dumpall dies, its pg_dump lives on. The returned function ends that.
+func adoptOrphans() (end func()) {
+	subreapers.Lock()
+	defer subreapers.Unlock()
+	if subreapers.n == 0 {
+		unix.Prctl(unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&subreapers.was)), 0, 0, 0)
+		if subreapers.was == 0 {
+			unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+		}
+	}
+	subreapers.n++
+	return func() {
+		subreapers.Lock()
+		defer subreapers.Unlock()
+		subreapers.n--
+		if subreapers.n == 0 && subreapers.was == 0 {
+			unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+		}
+	}
+}
+
+// reapGroup waits for everything in a group whose leader has been waited for. A bad end of one of them is passed to
+// bad. It returns early when stop is closed.
+func reapGroup(pgid int, stop <-chan struct{}, bad func(syscall.WaitStatus)) {
+	for {
+		var status syscall.WaitStatus
+		_, err := syscall.Wait4(-pgid, &status, 0, nil)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil {
+			break
+		}
+		if status.Exited() && status.ExitStatus() != 0 || status.Signaled() {
+			bad(status)
+		}
+	}
+	// What is left are children of processes that left the group.
+	waitGroupGone(pgid, stop)
+}
