@@ -126,7 +126,7 @@ func TestErrorsWithoutCredentials(t *testing.T) {
 	for _, scheme := range []string{"test", "unknown", "file", "TEST"} {
 		for _, rest := range []string{
 			"user:SECRET@bucket/prefix", "user:SECRET@broken", "SECRET@bucket/prefix", ":SECRET@bucket", "user:SECRET@",
-			"user:SEC/SECRET@bucket", "user:SEC?SECRET@bucket", "user:SEC#SECRET@bucket/x", "user:SECRET%zz@bucket", "user:SEC@SECRET@bucket",
+			"user:SEC/SECRET@bucket", "user:SEC?SECRET@bucket", "user:SECRET?x@bucket", "user:SECRET#x@bucket", "user:SEC#SECRET@bucket/x", "user:SECRET%zz@bucket", "user:SEC@SECRET@bucket",
 			"user:SECRET/x@bucket/a@b", "user:SECRET@x?SECRET@bucket",
 			"[user:SECRET@bucket", "user:SECRET@bucket:port/", "user:SECRET\x01@bucket", "user: SECRET@bucket",
 			"bucket:port/prefix?secret=SECRET", "bucket\x7f/?key=SECRET&sig=a@b", "user:SECRET@bucket?key=SECRET#SECRET",

@@ -118,7 +118,8 @@ func (l *Lock) Err() error {
 	return l.err
 }
 
-// Release gives the lock back and ends its session. Releasing a lost lock or a second time is no error.
+// Release gives the lock back and ends its session, within 5 seconds and also when ctx was cancelled. Releasing a lost
+// lock or a second time is no error.
 func (l *Lock) Release(ctx context.Context) error {
 	l.once.Do(func() { close(l.stop) })
 	<-l.stopped
@@ -129,11 +130,12 @@ func (l *Lock) Release(ctx context.Context) error {
 	if conn == nil {
 		return nil
 	}
-	// The end of the session releases the lock. Unlocking first makes it free before the server has noticed the end.
-	_, err := queryRow(ctx, conn, fmt.Sprintf("SELECT pg_advisory_unlock(%d)", l.key))
-	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	// Also after a cancellation, which is when it matters. The end of the session releases the lock anyway; unlocking
+	// makes it free before the server has noticed the end.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
-	if cerr := conn.Close(closing); err == nil {
+	_, err := queryRow(ctx, conn, fmt.Sprintf("SELECT pg_advisory_unlock(%d)", l.key))
+	if cerr := conn.Close(ctx); err == nil {
 		err = cerr
 	}
 	if err != nil {

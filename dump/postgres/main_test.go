@@ -98,6 +98,15 @@ func eventually(t *testing.T, what string, yes func() bool) {
 	}
 }
 
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
 // contains fails for each of the texts that is not in s.
 func contains(t *testing.T, s string, texts ...string) {
 	t.Helper()

@@ -21,13 +21,24 @@ func newPipe() (r, w *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "|0"), os.NewFile(uintptr(fds[1]), "|1"), nil
 }
 
-// enlargePipe makes a pipe as large as the system lets us: pipe-max-size and the user's total are limits.
-func enlargePipe(fd int) {
+// enlargePipe makes a pipe as large as the system lets us, pipe-max-size and the user's total being limits, and returns
+// its size in bytes.
+func enlargePipe(fd int) int {
 	for size := pipeSize; size > 64<<10; size /= 2 {
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, size); err == nil {
-			return
+		if n, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, size); err == nil {
+			return n
 		}
 	}
+	return 64 << 10
+}
+
+// pending returns the number of bytes that wait in a pipe, -1 where that is not known.
+func pending(fd int) int {
+	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ) // the same as FIONREAD, pipe(7)
+	if err != nil {
+		return -1
+	}
+	return n
 }
 
 // dieWithParent asks for a signal to the child when the thread that starts it ends.

@@ -156,10 +156,10 @@ func (s *Server) findDatabase(ctx context.Context, t target, attrs string) (*use
 		if first == nil {
 			first = err
 		}
-		// Missing, not allowed by pg_hba.conf, no privilege, and what poolers say for missing. Anything else would
-		// only be repeated by the next database.
+		// Missing, closed to everybody, not allowed by pg_hba.conf, no privilege, and what poolers say for missing.
+		// Anything else would only be repeated by the next database.
 		var pgErr *pgconn.PgError
-		if !errors.As(err, &pgErr) || !slices.Contains([]string{"3D000", "28000", "42501", "08P01"}, pgErr.Code) {
+		if !errors.As(err, &pgErr) || !slices.Contains([]string{"3D000", "55000", "28000", "42501", "08P01"}, pgErr.Code) {
 			break
 		}
 	}

@@ -360,6 +360,52 @@ func TestWriteTo(t *testing.T) {
 	wantContent(t, filepath.Join(dir, "key"), want)
 }
 
+// A cancelled Put stops at the next read or write, not only when the buffer is full.
+func TestCancelStopsAtOnce(t *testing.T) {
+	for name, r := range map[string]func(steps *int, cancel func()) io.Reader{
+		"Read": func(steps *int, cancel func()) io.Reader {
+			return readerFunc(func([]byte) (int, error) {
+				if *steps++; *steps > 1000 {
+					return 0, io.EOF
+				}
+				cancel()
+				return 1, nil
+			})
+		},
+		"WriteTo": func(steps *int, cancel func()) io.Reader {
+			return writerToFunc(func(w io.Writer) (int64, error) {
+				cancel()
+				for ; *steps < 1000; *steps++ {
+					if _, err := w.Write([]byte("x")); err != nil {
+						*steps++
+						return 0, err
+					}
+				}
+				return 1000, nil
+			})
+		},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		steps := 0
+		if err := New(t.TempDir()).Put(ctx, "key", r(&steps, cancel), nil); !errors.Is(err, context.Canceled) || steps != 1 {
+			t.Errorf("%s: %v after %d steps, want one", name, err, steps)
+		}
+	}
+}
+
+// Where the name is known to be taken, nothing is read: what feeds the reader may be expensive.
+func TestIfAbsentSparesReader(t *testing.T) {
+	b := New(t.TempDir())
+	must(t, b.Put(t.Context(), "key", strings.NewReader("x"), nil))
+	r := readerFunc(func([]byte) (int, error) {
+		t.Error("read, though the key is taken")
+		return 0, io.EOF
+	})
+	if err := b.Put(t.Context(), "key", r, ifAbsent); !errors.Is(err, storage.ErrExists) {
+		t.Errorf("Put: %v", err)
+	}
+}
+
 // When syncing the folder fails, the name may be lost in a crash, so Put must not succeed; it has no old object to
 // go back to where it replaced one.
 func TestFolderSyncFails(t *testing.T) {

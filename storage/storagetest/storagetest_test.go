@@ -114,7 +114,11 @@ func TestFaultyNth(t *testing.T) {
 func TestFaultyPut(t *testing.T) {
 	for _, fault := range []Fault{{Op: Put, Err: errBoom}, {Op: Put, Err: errBoom, After: 5}, {Op: Put, Err: errBoom, After: 10}, {Op: Put, Err: errBoom, After: -1}} {
 		f := faulty(t, fault)
-		wantError(t, f.Put(t.Context(), "key", strings.NewReader("abcdefghij"), nil), errBoom, "put", f)
+		err := f.Put(t.Context(), "key", strings.NewReader("abcdefghij"), nil)
+		wantError(t, err, errBoom, "put", f)
+		if want := "put key to " + f.String() + ": boom"; err.Error() != want {
+			t.Errorf("error reads %q, want %q", err, want)
+		}
 		wantObject(t, f.inner, "key", []byte("0123456789"))
 		if got, want := f.BytesPut(), 10+max(fault.After, 0); got != want {
 			t.Errorf("%+v: %d bytes were put, want %d", fault, got, want)

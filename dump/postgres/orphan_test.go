@@ -1,3 +1,0 @@
-package postgres
-
-func orphanCluster(dir string) {}
