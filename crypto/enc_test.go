@@ -422,12 +422,12 @@ func TestWrongKey(t *testing.T) {
 		p Passphrase
 		d Derivation
 	}{
-		"another passphrase":     {NewPassphrase([]byte(testSecret + "x")), MD5},
-		"a shorter one":          {NewPassphrase([]byte(testSecret[1:])), MD5},
-		"with carriage return":   {NewPassphrase([]byte(testSecret + "\r")), MD5},
-		"another digest":         {testPass, SHA256},
-		"another way":            {testPass, NewPBKDF2(10)},
-		"another number of ways": {testPass, NewPBKDF2(11)},
+		"another passphrase":   {NewPassphrase([]byte(testSecret + "x")), MD5},
+		"a shorter one":        {NewPassphrase([]byte(testSecret[1:])), MD5},
+		"with carriage return": {NewPassphrase([]byte(testSecret + "\r")), MD5},
+		"another digest":       {testPass, SHA256},
+		"another way":          {testPass, NewPBKDF2(10)},
+		"other rounds":         {testPass, NewPBKDF2(11)},
 	} {
 		// The salt is fixed, so which of these end in something like padding is too: none.
 		if got, err := open(bytes.NewReader(stream), r.p, &Options{Derivation: r.d}); err != ErrPadding || bytes.Contains(got, plain[:BlockSize]) {

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 )
 
 const (
@@ -53,6 +54,7 @@ func (p Passphrase) IsZero() bool { return len(p.secret) == 0 }
 
 func (Passphrase) String() string               { return redacted }
 func (Passphrase) GoString() string             { return redacted }
+func (Passphrase) Format(f fmt.State, _ rune)   { io.WriteString(f, redacted) } // for %d and other verbs
 func (Passphrase) LogValue() slog.Value         { return slog.StringValue(redacted) }
 func (Passphrase) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
@@ -104,6 +106,9 @@ func NewKey(p Passphrase, source string) *Key {
 		return m
 	})}
 }
+
+// Format prints where k came from; package fmt would look through the unexported fields.
+func (k Key) Format(f fmt.State, _ rune) { io.WriteString(f, "key from "+k.Source) }
 
 // Passphrase returns the passphrase of k.
 func (k *Key) Passphrase() Passphrase { return k.pass }
@@ -179,6 +184,7 @@ func readLine(r io.Reader) (Passphrase, error) {
 func RunKeyCommand(ctx context.Context, command string, env []string, stderr io.Writer) (*Key, error) {
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", command)
 	cmd.Env, cmd.Stderr = env, stderr
+	cmd.WaitDelay = time.Second // what it has started may hold its output open for longer
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("key command: %w", err)

@@ -173,6 +173,9 @@ func Create(ctx context.Context, o *CreateOptions) (*CreateReport, error) {
 	}
 
 	settings := o.Archive
+	if server != nil {
+		settings.Settings = map[string]string{"TimeZone": "UTC", "bytea_output": "hex"} // as postgres.DumpSettings
+	}
 	settings.GUID, settings.Key, settings.Logger = guid, key, log
 	settings.Progress = adder(progress)
 	w, err := archive.NewWriter(ctx, o.Stores, &settings)

@@ -64,6 +64,10 @@ func runCreate(ctx context.Context, f flags, args []string) error {
 	if n := f.number("nice"); n < 0 || n > 19 {
 		return usage("", "--nice %d is not within 0 and 19", n)
 	}
+	lockWait := f.duration("lock-wait-timeout")
+	if lockWait == 0 {
+		lockWait = -1 // for ever; 0 would be the default
+	}
 	stores, err := f.stores(ctx)
 	if err != nil {
 		return err
@@ -71,7 +75,7 @@ func runCreate(ctx context.Context, f flags, args []string) error {
 	o := &dump.CreateOptions{
 		Stores:  stores,
 		Source:  postgres.Config{DSN: f.text("source"), Logger: log},
-		Dump:    postgres.DumpOptions{Program: f.text("pg-dumpall"), Args: args, LockWaitTimeout: f.duration("lock-wait-timeout")},
+		Dump:    postgres.DumpOptions{Program: f.text("pg-dumpall"), Args: args, LockWaitTimeout: lockWait},
 		Partial: partial,
 		GUID:    guid,
 		Name:    f.text("name"),

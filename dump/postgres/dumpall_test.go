@@ -457,3 +457,39 @@ func TestCancelledAfter(t *testing.T) {
 		t.Errorf("read %q", text)
 	}
 }
+
+// TestPromptCancel: a reader learns of a cancellation at once, not when the last process has ended.
+func TestPromptCancel(t *testing.T) {
+	old := termGrace
+	termGrace = time.Hour
+	t.Cleanup(func() { termGrace = old })
+	ctx, cancel := context.WithCancelCause(t.Context())
+	d, err := fakeServer(t, 150018, "host=/nowhere").DumpAll(ctx, DumpOptions{Program: fakeDumpall(t, "15.18", `trap '' TERM; echo out; while :; do sleep 0.01; done`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(d, make([]byte, 4)); err != nil {
+		t.Fatal(err)
+	}
+	cause := errors.New("the reason")
+	read := make(chan error, 1)
+	go func() { read <- drain(d) }()
+	eventually(t, "the reader waits", func() bool {
+		if d.reading.TryLock() {
+			d.reading.Unlock()
+			return false
+		}
+		return true
+	})
+	cancel(cause)
+	eventually(t, "the read ends", func() bool { return len(read) == 1 })
+	if err := <-read; !errors.Is(err, cause) {
+		t.Error(err)
+	}
+	if isClosed(d.done) {
+		t.Error("the program has ended")
+	}
+	signalGroup(d.pgid, syscall.SIGKILL)
+	d.Close()
+	groupGone(t, d)
+}
