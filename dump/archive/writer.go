@@ -164,10 +164,13 @@ func NewWriter(ctx context.Context, dst []storage.Bucket, o *WriterOptions) (*Wr
 		Compression: Compression{gzipAlgorithm, w.o.Level, w.o.FrameSize},
 		Encryption: Encryption{
 			Cipher: aesCipher, KDF: w.o.Derivation.KDF, Digest: w.o.Derivation.Digest,
-			Iterations: w.o.Derivation.Iterations, Salt: hex.EncodeToString(salt[:]), KeyID: o.Key.ID(),
+			Iterations: w.o.Derivation.Iterations, Salt: hex.EncodeToString(salt[:]),
 		},
 		Recover: recoverScript(w.id, w.o.PartSize == WholeObject, w.o.Derivation),
 	}
+
+	// The key ID is slow to come by, and not needed before the end.
+	go o.Key.ID()
 
 	ahead := w.o.Jobs + 2
 	w.plain = newBuffers(w.o.Jobs+6, w.o.FrameSize)
@@ -505,6 +508,7 @@ func (w *Writer) commit() error {
 	case m.Source.Kind == "":
 		m.Source.Kind = kind
 	}
+	m.Encryption.KeyID = w.o.Key.ID()
 	s := &w.store
 	m.Sizes = Sizes{s.plain, s.compressed, s.stored}
 	m.Parts = s.parts

@@ -215,6 +215,8 @@ type fileWriter struct {
 	ctx              context.Context
 	f                *os.File
 	err              error // first failure of the file or the context; sticks
+	direct           bool  // writes go past the page cache now
+	cached           bool  // they never do
 	written, started int64 // bytes in the file, and how many of them writeback was started for
 }
 
@@ -230,7 +232,7 @@ func (w *fileWriter) Write(p []byte) (n int, err error) {
 		if w.cancelled() != nil {
 			return n, w.err
 		}
-		m, err := w.f.Write(p[:min(len(p), bufferSize)])
+		m, err := w.writePiece(p[:min(len(p), bufferSize)])
 		n += m
 		w.written += int64(m)
 		if err != nil {
@@ -244,6 +246,28 @@ func (w *fileWriter) Write(p []byte) (n int, err error) {
 		}
 	}
 	return n, nil
+}
+
+// writePiece writes p past the page cache where that is possible: copying a backup through it costs the processor a
+// good part of what compressing it does, and drives out of memory what the database keeps there. Where the file system
+// does not have it, or has other ideas of what is aligned, everything goes through the cache.
+func (w *fileWriter) writePiece(p []byte) (int, error) {
+	direct := !w.cached && w.written%directAlign == 0 && aligned(p)
+	if direct != w.direct {
+		if err := setDirect(w.f, direct); err == nil {
+			w.direct = direct
+		} else if direct {
+			w.cached = true
+		} else {
+			return 0, err
+		}
+	}
+	n, err := w.f.Write(p)
+	if w.direct && n == 0 && errors.Is(err, syscall.EINVAL) {
+		w.cached = true
+		return w.writePiece(p)
+	}
+	return n, err
 }
 
 // ctxReader and ctxWriter look at the context at every call, also while the buffer takes all.
