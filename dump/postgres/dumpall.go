@@ -183,6 +183,7 @@ func (s *Server) start(ctx context.Context, p program, args, env []string) (_ *D
 		finishStderr()
 		return nil, fmt.Errorf("start %s: %w", p.path, err)
 	}
+	batch(cmd.Process.Pid)
 	outW.Close()
 	d.pgid = cmd.Process.Pid
 	d.ctx, d.cancel = context.WithCancelCause(ctx)

@@ -41,6 +41,16 @@ func pending(fd int) int {
 	return n
 }
 
+// batch puts a process that has just been started, and its children to come, under SCHED_BATCH (sched(7)). pg_dump wakes
+// for each 8 kB that the server sends; a usual process that wakes takes the processor from whoever has it, tens of
+// thousands of times a second, and that costs more than the work it then does. A batch process waits for its turn.
+func batch(pid int) {
+	nice, err := unix.Getpriority(unix.PRIO_PROCESS, pid)
+	if err == nil {
+		unix.SchedSetAttr(pid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_BATCH, Nice: int32(20 - nice)}, 0)
+	}
+}
+
 // dieWithParent asks for a signal to the child when the thread that starts it ends.
 func dieWithParent(attr *syscall.SysProcAttr, sig syscall.Signal) { attr.Pdeathsig = sig }
 

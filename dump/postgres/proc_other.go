@@ -27,6 +27,8 @@ func enlargePipe(fd int) int { return 64 << 10 }
 
 func pending(fd int) int { return -1 }
 
+func batch(pid int) {}
+
 func dieWithParent(attr *syscall.SysProcAttr, sig syscall.Signal) {}
 
 // adoptOrphans does nothing here: init reaps orphans.
