@@ -138,13 +138,12 @@ type bar struct {
 func (b *bar) Start(phase string, total int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.bar != nil {
-		b.bar.Clear()
-	}
+	b.clear()
 	b.bar = progressbar.NewOptions64(total,
 		progressbar.OptionSetDescription("dump: "+phase),
 		progressbar.OptionSetWriter(os.Stderr),
 		progressbar.OptionShowBytes(true),
+		progressbar.OptionShowCount(),
 		progressbar.OptionShowTotalBytes(true),
 		progressbar.OptionUseIECUnits(false),
 		progressbar.OptionThrottle(100*time.Millisecond),
@@ -166,9 +165,14 @@ func (b *bar) Add(n int64) {
 func (b *bar) Done() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.clear()
+	b.bar = nil
+}
+
+// clear wipes the line; the library's own way leaves spinners standing.
+func (b *bar) clear() {
 	if b.bar != nil {
-		b.bar.Clear()
-		b.bar = nil
+		fmt.Fprint(os.Stderr, "\r\033[K")
 	}
 }
 
