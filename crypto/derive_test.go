@@ -32,9 +32,17 @@ func TestDerivationCheck(t *testing.T) {
 		}
 	}
 	for _, d := range []Derivation{
-		{}, {BytesToKey, "md5", 0}, {BytesToKey, "md5", 2}, {BytesToKey, "sha1", 1}, {BytesToKey, "", 1},
-		NewPBKDF2(0), NewPBKDF2(-1), NewPBKDF2(MaxIterations + 1), {PBKDF2, "md5", 1000}, {PBKDF2, "", 1000},
-		{"scrypt", "sha256", 1}, {"", "md5", 1}, {"PBKDF2", "sha256", 1000},
+		{},
+		{BytesToKey, "md5", 0},
+		{BytesToKey, "md5", 2},
+		{BytesToKey, "sha1", 1},
+		{BytesToKey, "", 1},
+		NewPBKDF2(0), NewPBKDF2(-1), NewPBKDF2(MaxIterations + 1),
+		{PBKDF2, "md5", 1000},
+		{PBKDF2, "", 1000},
+		{"scrypt", "sha256", 1},
+		{"", "md5", 1},
+		{"PBKDF2", "sha256", 1000},
 	} {
 		if err := d.Check(); err == nil {
 			t.Errorf("%+v passes", d)

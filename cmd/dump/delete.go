@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"encdump/dump/archive"
 )
 
 func newDelete() *cobra.Command {
@@ -18,7 +20,7 @@ func runDelete(ctx context.Context, f flags, args []string) error {
 	if f.text("backup-id") == "" && len(args) == 0 {
 		return usage("--backup-id ID; dump list shows what there is", "no backup named")
 	}
-	b, err := f.find(ctx, args, nil, true)
+	b, err := f.find(ctx, args, nil, archive.Ref{Unauthenticated: true})
 	if err != nil {
 		return err
 	}

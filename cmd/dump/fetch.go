@@ -11,6 +11,7 @@ import (
 
 	"encdump/crypto"
 	"encdump/dump"
+	"encdump/dump/archive"
 	"encdump/storage/file"
 )
 
@@ -44,7 +45,7 @@ func runFetch(ctx context.Context, f flags, args []string) error {
 	if err != nil {
 		return err
 	}
-	b, err := f.find(ctx, args, keys, encrypted)
+	b, err := f.find(ctx, args, keys, archive.Ref{Unauthenticated: encrypted})
 	if err != nil {
 		return err
 	}
@@ -67,7 +68,7 @@ func runFetch(ctx context.Context, f flags, args []string) error {
 }
 
 func runFetchEncrypted(ctx context.Context, f flags, id, output string, keys crypto.Keyring) error {
-	b, err := f.find(ctx, []string{id}, keys, true)
+	b, err := f.find(ctx, []string{id}, keys, archive.Ref{Unauthenticated: true})
 	if err != nil {
 		return err
 	}

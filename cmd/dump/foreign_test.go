@@ -377,9 +377,16 @@ func (f *foreignTest) testVerify(t *testing.T) {
 func (f *foreignTest) testLatest(t *testing.T) {
 	out := t.TempDir()
 	for _, args := range [][]string{
-		{"restore"}, {"restore", "--backup-id", "latest"}, {"restore", "latest"}, {"restore", "--at", "2030-01-01"},
-		{"restore", "--guid", foreignGUID}, {"verify"}, {"verify", "--backup-id", "latest"},
-		{"fetch", "--backup-id", "latest", "--output", "-"}, {"fetch", "--backup-id", "latest", "--output", out}, {"fetch", "--at", "2030-01-01", "--output", "-"},
+		{"restore"},
+		{"restore", "--backup-id", "latest"},
+		{"restore", "latest"},
+		{"restore", "--at", "2030-01-01"},
+		{"restore", "--guid", foreignGUID},
+		{"verify"},
+		{"verify", "--backup-id", "latest"},
+		{"fetch", "--backup-id", "latest", "--output", "-"},
+		{"fetch", "--backup-id", "latest", "--output", out},
+		{"fetch", "--at", "2030-01-01", "--output", "-"},
 	} {
 		f.run(t, args[0], f.store, append(args[1:], "--allow-unauthenticated")...).wantRefused(t, statusNotFound)
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"encdump/dump"
+	"encdump/dump/archive"
 )
 
 func newRestore() *cobra.Command {
@@ -29,7 +30,7 @@ func runRestore(ctx context.Context, f flags, args []string) error {
 	if err != nil {
 		return err
 	}
-	b, err := f.find(ctx, args, keys, false)
+	b, err := f.find(ctx, args, keys, archive.Ref{})
 	if err != nil {
 		return err
 	}

@@ -93,9 +93,9 @@ func (f flags) stores(ctx context.Context) ([]storage.Bucket, error) {
 }
 
 // find returns the backup that --backup-id or the argument, --at and --guid
-// name: from the first store that has it.
-func (f flags) find(ctx context.Context, args []string, keys crypto.Keyring, unauthenticated bool) (*archive.Backup, error) {
-	ref := archive.Ref{ID: f.text("backup-id"), GUID: f.text("guid"), Unauthenticated: unauthenticated}
+// name: from the first store that has it. ref is what the command adds to that.
+func (f flags) find(ctx context.Context, args []string, keys crypto.Keyring, ref archive.Ref) (*archive.Backup, error) {
+	ref.ID, ref.GUID = f.text("backup-id"), f.text("guid")
 	if len(args) > 0 {
 		if ref.ID != "" && ref.ID != args[0] {
 			return nil, usage("", "two backups are named: --backup-id %s and %s", ref.ID, args[0])

@@ -24,7 +24,7 @@ func runShow(ctx context.Context, f flags, args []string) error {
 	if err != nil {
 		return err
 	}
-	b, err := f.find(ctx, args, keys, true)
+	b, err := f.find(ctx, args, keys, archive.Ref{Unauthenticated: true})
 	if err != nil {
 		return err
 	}

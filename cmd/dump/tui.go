@@ -38,9 +38,8 @@ func report(err error, hint string) {
 
 func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "dump: "+format+"\n", args...) }
 
-// oneLine makes several joined errors one line; what a child process wrote keeps
-// its lines, since they are easier to read so.
-func oneLine(s string) string { return strings.TrimRight(s, "\n") }
+// oneLine makes several joined errors one line.
+func oneLine(s string) string { return strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ") }
 
 func joinWords(words []string) string { return strings.Join(words, ", ") }
 

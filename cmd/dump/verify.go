@@ -9,6 +9,7 @@ import (
 
 	"encdump/crypto"
 	"encdump/dump"
+	"encdump/dump/archive"
 )
 
 func newVerify() *cobra.Command {
@@ -41,7 +42,7 @@ func runVerify(ctx context.Context, f flags, args []string) error {
 	if err != nil {
 		return err
 	}
-	b, err := f.find(ctx, args, keys, true)
+	b, err := f.find(ctx, args, keys, archive.Ref{Unauthenticated: true, Newest: true})
 	if err != nil {
 		return err
 	}

@@ -382,7 +382,8 @@ func TestRoundTrip(t *testing.T) {
 		for _, n := range []int{0, 1, size - 1, size, size + 1, 3*size - 1, 3 * size, 3*size + 1} {
 			tests = append(tests, test{
 				fmt.Sprintf("frames of %d, %d bytes", size, n), sqlOf(1, n),
-				WriterOptions{FrameSize: size, AllowPartial: true}, size == 7,
+				WriterOptions{FrameSize: size, AllowPartial: true},
+				size == 7,
 			})
 		}
 	}
@@ -393,7 +394,8 @@ func TestRoundTrip(t *testing.T) {
 	for size := int64(1); size <= 40; size++ {
 		tests = append(tests, test{
 			fmt.Sprintf("parts of %d", size), small,
-			WriterOptions{PartSize: size, FrameSize: 150, Jobs: int(size % 4)}, size%13 == 0,
+			WriterOptions{PartSize: size, FrameSize: 150, Jobs: int(size % 4)},
+			size%13 == 0,
 		})
 	}
 	large := noiseOf(4, 9<<20+5)
@@ -403,7 +405,8 @@ func TestRoundTrip(t *testing.T) {
 	} {
 		tests = append(tests, test{
 			fmt.Sprintf("noise in parts of %d", size), large,
-			WriterOptions{PartSize: size, Jobs: []int{1, 2, 16}[i%3], FrameSize: []int{0, 100_000}[i%2]}, size == WholeObject || size == SegmentSize,
+			WriterOptions{PartSize: size, Jobs: []int{1, 2, 16}[i%3], FrameSize: []int{0, 100_000}[i%2]},
+			size == WholeObject || size == SegmentSize,
 		})
 	}
 	tests = append(

@@ -254,6 +254,9 @@ type Ref struct {
 	// Unauthenticated lets latest be a backup whose MAC was not checked, for
 	// want of a key, where there is no key at all.
 	Unauthenticated bool
+	// Newest makes latest the newest complete backup even where its metadata are
+	// damaged or need another key, instead of passing over it.
+	Newest bool
 }
 
 // Latest is the name of the newest complete, authenticated backup.
@@ -350,6 +353,9 @@ func (c *Catalog) latest(ctx context.Context, ref Ref) (*Backup, error) {
 			if passed != nil {
 				c.log.Warn("a newer backup was passed over", "err", passed)
 			}
+			return b, nil
+		}
+		if ref.Newest {
 			return b, nil
 		}
 		if passed == nil {
