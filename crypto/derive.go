@@ -82,7 +82,7 @@ func (d Derivation) derive(p Passphrase, salt [SaltSize]byte) (key [32]byte, iv 
 	var material []byte
 	if d.KDF == PBKDF2 {
 		var err error
-		material, err = pbkdf2.Key(sha256.New, string(p.secret), salt[:], d.Iterations, len(key)+len(iv))
+		material, err = pbkdf2.Key(sha256.New, string(p.secret()), salt[:], d.Iterations, len(key)+len(iv))
 		if err != nil {
 			panic(err) // only for sizes and rounds that Check refuses
 		}
@@ -91,7 +91,7 @@ func (d Derivation) derive(p Passphrase, salt [SaltSize]byte) (key [32]byte, iv 
 		if d.Digest == "sha256" {
 			newHash = sha256.New
 		}
-		material = bytesToKey(newHash(), p.secret, salt[:], len(key)+len(iv))
+		material = bytesToKey(newHash(), p.secret(), salt[:], len(key)+len(iv))
 	}
 	copy(key[:], material)
 	copy(iv[:], material[len(key):])

@@ -213,8 +213,8 @@ func NewReader(src io.Reader, p Passphrase, o *Options) (*Reader, error) {
 		o = &Options{}
 	}
 	var header [HeaderSize]byte
-	if _, err := io.ReadFull(src, header[:]); err != nil {
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, err := readFull(src, header[:]); err != nil {
+		if err == io.EOF {
 			err = ErrHeader
 		}
 		return nil, err
@@ -247,13 +247,13 @@ func (r *Reader) Read(p []byte) (int, error) {
 // next decrypts what the source yields, all but the last whole block, which
 // may be the padding.
 func (r *Reader) next() {
-	n, err := io.ReadFull(r.src, r.buf[r.fill:])
+	n, err := readFull(r.src, r.buf[r.fill:])
 	r.fill += n
-	switch {
-	case err == nil:
+	switch err {
+	case nil:
 		keep := BlockSize
 		r.decrypt(r.fill - keep)
-	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+	case io.EOF:
 		if r.fill == 0 || r.fill%BlockSize != 0 {
 			r.decrypt(max(0, r.fill/BlockSize-1) * BlockSize)
 			r.err = io.ErrUnexpectedEOF
@@ -268,6 +268,20 @@ func (r *Reader) next() {
 	default:
 		r.err = err
 	}
+}
+
+// readFull reads until buf is full or src fails, with the very error of src:
+// io.ReadFull calls the end of src what is also the name of a connection that broke.
+func readFull(src io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var k int
+		k, err = src.Read(buf[n:])
+		n += k
+	}
+	if n == len(buf) {
+		err = nil
+	}
+	return n, err
 }
 
 // decrypt decrypts the first n bytes of the buffer and moves the rest to its start.

@@ -366,6 +366,21 @@ func TestTruncation(t *testing.T) {
 	}
 }
 
+// A connection that breaks is not the end of a stream, even where what came of it
+// looks whole.
+func TestReaderSourceBreaks(t *testing.T) {
+	t.Parallel()
+	stream := seal(t, make([]byte, 100), testPass, nil, allAtOnce)
+	for _, broken := range []error{io.ErrUnexpectedEOF, fmt.Errorf("connection lost: %w", io.EOF), errors.New("boom")} {
+		for _, n := range []int{0, 5, HeaderSize, HeaderSize + 5, 96, len(stream)} {
+			got, err := open(io.MultiReader(bytes.NewReader(stream[:n]), iotest.ErrReader(broken)), testPass, nil)
+			if err != broken {
+				t.Errorf("%v after %d bytes: read %d, %v", broken, n, len(got), err)
+			}
+		}
+	}
+}
+
 // An error of the reader stays.
 func TestReaderErrorSticks(t *testing.T) {
 	t.Parallel()

@@ -33,24 +33,39 @@ const (
 	// KeyLength is the number of letters and digits that [Generate] makes: 190 bits.
 	KeyLength = 32
 
+	// opensslLine is how much of a line openssl takes (APP_PASS_LEN of its
+	// apps/include/apps.h, less the end).
+	opensslLine = 1023
 	// maxKeyFile bounds what is read while looking for the end of the first line.
 	maxKeyFile = 64 << 10
 )
 
 // Passphrase is a secret that does not print: every way of formatting, logging
-// or encoding it gives a placeholder.
-type Passphrase struct{ secret []byte }
+// or encoding it gives a placeholder. The secret stands behind a function since
+// package fmt looks through unexported fields and pointers, whose methods it does not call.
+type Passphrase struct{ reveal func() []byte }
+
+// secret returns the passphrase, not to be changed; nil where there is none.
+func (p Passphrase) secret() []byte {
+	if p.reveal == nil {
+		return nil
+	}
+	return p.reveal()
+}
 
 const redacted = "[passphrase]"
 
 // NewPassphrase takes a copy of b.
-func NewPassphrase(b []byte) Passphrase { return Passphrase{bytes.Clone(b)} }
+func NewPassphrase(b []byte) Passphrase {
+	secret := bytes.Clone(b)
+	return Passphrase{func() []byte { return secret }}
+}
 
 // Reveal returns the passphrase itself, to be printed where the operator asked for it.
-func (p Passphrase) Reveal() string { return string(p.secret) }
+func (p Passphrase) Reveal() string { return string(p.secret()) }
 
 // IsZero tells whether there is no passphrase.
-func (p Passphrase) IsZero() bool { return len(p.secret) == 0 }
+func (p Passphrase) IsZero() bool { return len(p.secret()) == 0 }
 
 func (Passphrase) String() string               { return redacted }
 func (Passphrase) GoString() string             { return redacted }
@@ -63,14 +78,14 @@ func (Passphrase) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 // at least [MinPassphraseMD5]. For reading, any passphrase will do.
 func (p Passphrase) CheckNew(d Derivation) error {
 	switch {
-	case len(p.secret) == 0:
+	case len(p.secret()) == 0:
 		return errors.New("the passphrase is empty")
-	case len(p.secret) > MaxPassphrase:
-		return fmt.Errorf("the passphrase has %d bytes, %d at most are allowed", len(p.secret), MaxPassphrase)
-	case p.secret[len(p.secret)-1] == '\r':
+	case len(p.secret()) > MaxPassphrase:
+		return fmt.Errorf("the passphrase has %d bytes, %d at most are allowed", len(p.secret()), MaxPassphrase)
+	case p.secret()[len(p.secret())-1] == '\r':
 		return errors.New("the passphrase ends in a carriage return, which openssl would take as part of it")
 	}
-	for _, c := range p.secret {
+	for _, c := range p.secret() {
 		if c < ' ' || c > '~' {
 			return errors.New("the passphrase holds other characters than printable ASCII")
 		}
@@ -78,9 +93,9 @@ func (p Passphrase) CheckNew(d Derivation) error {
 			return errors.New("the passphrase holds a quote, which the shell commands of a recovery by hand would break on")
 		}
 	}
-	if d.KDF != PBKDF2 && len(p.secret) < MinPassphraseMD5 {
+	if d.KDF != PBKDF2 && len(p.secret()) < MinPassphraseMD5 {
 		return fmt.Errorf("the passphrase has %d characters, at least %d are needed with the derivation %s",
-			len(p.secret), MinPassphraseMD5, d)
+			len(p.secret()), MinPassphraseMD5, d)
 	}
 	return nil
 }
@@ -99,7 +114,7 @@ func NewKey(p Passphrase, source string) *Key {
 	return &Key{Source: source, pass: p, master: sync.OnceValue(func() []byte {
 		// Slow on purpose, and once per key: nothing that is published from it
 		// is a cheaper oracle for the passphrase than the stream itself.
-		m, err := pbkdf2.Key(sha256.New, string(p.secret), []byte("dump v1"), 600_000, sha256.Size)
+		m, err := pbkdf2.Key(sha256.New, string(p.secret()), []byte("dump v1"), 600_000, sha256.Size)
 		if err != nil {
 			panic(err) // only for sizes that the standard forbids
 		}
@@ -144,7 +159,7 @@ func (r Keyring) Find(id string) *Key {
 }
 
 // ReadKeyFile returns the key whose passphrase is the first line of the file,
-// as "openssl enc -pass file:" reads it: without its newline and with
+// as "openssl enc -pass file:" reads it: without its newline, cut at 1,023 bytes, and with
 // everything else, a carriage return included.
 func ReadKeyFile(path string) (*Key, error) {
 	f, err := os.Open(path)
@@ -159,7 +174,7 @@ func ReadKeyFile(path string) (*Key, error) {
 	return NewKey(p, path), nil
 }
 
-// ReadPassphrase reads the first line of r, without its newline.
+// ReadPassphrase reads the first line of r as ReadKeyFile does.
 func ReadPassphrase(r io.Reader) (Passphrase, error) { return readLine(r) }
 
 func readLine(r io.Reader) (Passphrase, error) {
@@ -171,10 +186,11 @@ func readLine(r io.Reader) (Passphrase, error) {
 		return Passphrase{}, fmt.Errorf("the first line is longer than %d bytes", maxKeyFile)
 	}
 	line = bytes.TrimSuffix(line, []byte("\n"))
+	line = line[:min(len(line), opensslLine)]
 	if len(line) == 0 {
 		return Passphrase{}, errors.New("the first line is empty")
 	}
-	return Passphrase{line}, nil
+	return NewPassphrase(line), nil
 }
 
 // RunKeyCommand returns the key whose passphrase is the first line that the
@@ -209,7 +225,7 @@ func Generate() Passphrase {
 		for _, c := range b {
 			if int(c) < limit {
 				if out = append(out, alphabet[int(c)%len(alphabet)]); len(out) == KeyLength {
-					return Passphrase{out}
+					return NewPassphrase(out)
 				}
 			}
 		}
@@ -235,7 +251,7 @@ func WriteKeyFile(path string, p Passphrase) (err error) {
 			os.Remove(path) // ours: O_EXCL made it
 		}
 	}()
-	if _, err := f.Write(append(bytes.Clone(p.secret), '\n')); err != nil {
+	if _, err := f.Write(append(bytes.Clone(p.secret()), '\n')); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {

@@ -58,6 +58,10 @@ func TestPassphraseNeverPrints(t *testing.T) {
 		"struct":              inside{"n", p, &p},
 		"pointer to struct":   &inside{"n", p, &p},
 		"nested":              struct{ In inside }{inside{"n", p, &p}},
+		"pointer within":      struct{ In *inside }{&inside{"n", p, &p}},
+		"unexported":          struct{ p Passphrase }{p},
+		"unexported pointer":  &struct{ p *Passphrase }{&p},
+		"unexported key":      struct{ k Key }{*k},
 		"anonymous":           struct{ Passphrase }{p},
 		"slice":               []Passphrase{p, p},
 		"slice of pointers":   []*Passphrase{&p},
@@ -74,7 +78,7 @@ func TestPassphraseNeverPrints(t *testing.T) {
 		"error of a key":      fmt.Errorf("%v %+v", k, *k),
 	}
 	verbs := []string{
-		"%v", "%+v", "%#v", "%s", "%q", "%+q", "%#q", "%x", "%X", "% x", "%#x", "%d", "%o", "%b", "%c", "%U", "%08b", "%t", "%e", "%10.3s", "%T",
+		"%v", "%+v", "%#v", "%s", "%q", "%+q", "%#q", "%x", "%X", "% x", "%#x", "%d", "%o", "%b", "%c", "%U", "%08b", "%t", "%e", "%p", "%10.3s", "%T",
 	}
 	for name, v := range values {
 		for _, verb := range verbs {
@@ -274,8 +278,9 @@ func TestReadKeyFile(t *testing.T) {
 		" secret \n":         " secret ",
 		"\tsecret\t":         "\tsecret\t",
 		"\xef\xbb\xbfsecret": "\xef\xbb\xbfsecret", // a byte order mark is part of it for openssl too
-		long + "\n":          long,
-		long[:5000]:          long[:5000],
+		long + "\n":          long[:1023], // as openssl cuts it
+		long[:5000]:          long[:1023],
+		long[:1023] + "\n":   long[:1023],
 	} {
 		k, err := ReadKeyFile(keyFile(t, content))
 		if err != nil {

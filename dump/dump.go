@@ -347,7 +347,7 @@ func Verify(ctx context.Context, b *archive.Backup, level Level, o archive.ReadO
 		return nil, b.Problem
 	case archive.Foreign:
 		if level != LevelDecode || !o.AllowUnauthenticated {
-			return nil, archive.ErrForeign
+			return nil, b.Problem
 		}
 	}
 	if len(b.Keys()) > 0 || level == LevelDecode {

@@ -690,7 +690,7 @@ func (f *foreignTest) testFlipped(t *testing.T) {
 	}
 }
 
-// What the document tells its readers to type, for S3 and for Azure.
+// What the a9s document on recovery tells its readers to type, for S3 and for Azure.
 const (
 	foreignDocumentedParts = "cat $(ls -1v <backup-id>-*) \\\n" +
 		"| openssl enc -aes256 -md md5 -d -pass 'pass:<backup-encryption-key>' \\\n" +
@@ -765,6 +765,9 @@ func (f *foreignTest) testOurs(t *testing.T) {
 		size  int
 		flags []string
 	}{
+		{foreignSmallSQL, 1, nil},
+		{foreignSmallSQL, 2, nil},
+		{foreignSmallSQL, 3, nil},
 		{foreignSmallSQL, 4, nil},
 		{foreignSmallSQL, 7, nil},
 		{foreignSmallSQL, 8, nil},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"encdump/dump/archive"
@@ -130,6 +131,8 @@ func explain(err error) (hint string, status int) {
 		return "give the key file that \"dump key id\" shows that ID for with --key-file", statusKey
 	case errors.Is(err, archive.ErrNoKey):
 		return "give the key with --key-file", statusKey
+	case errors.As(err, &damage) && strings.HasSuffix(damage.Object, ".json"):
+		return "nothing vouches for the rest now; an older backup or another store may be whole, and the parts themselves may be: the README has the recovery by hand", statusDamaged
 	case errors.As(err, &damage):
 		return "the objects are left as they are; \"dump verify --level digest\" says what is damaged, another store or an older backup may be whole", statusDamaged
 	case errors.Is(err, archive.ErrForeign):

@@ -104,16 +104,16 @@ func (c *Catalog) scan(ctx context.Context, prefix string) ([]*Backup, error) {
 		b.Bytes += o.Size
 	}
 	var out []*Backup
-	for _, b := range found {
+	for id, b := range found {
 		switch {
 		case b.has(metadataSuffix):
 			b.Status = Complete // until load has looked
 		case b.has(incompleteSuffix):
 			b.Status = Incomplete
-			b.Problem = ErrIncomplete
+			b.Problem = fmt.Errorf("%s: %w", id, ErrIncomplete)
 		case len(b.foundParts()) > 0:
 			b.Status = Foreign
-			b.Problem = ErrForeign
+			b.Problem = fmt.Errorf("%s: %w", id, ErrForeign)
 		default:
 			continue // remains of nothing
 		}
@@ -174,8 +174,8 @@ func (b *Backup) loadMetadata(ctx context.Context) {
 	case m != nil:
 		b.Metadata, b.key, b.Authenticated, b.Problem = m, key, err == nil, err
 		b.Parts = m.Parts
-	case errors.Is(err, errForeignMetadata):
-		b.Status, b.Problem = Foreign, ErrForeign
+	case errors.Is(err, errForeignMetadata), errors.Is(err, errNotJSON) && !b.has(sumsSuffix) && !b.has(tocSuffix):
+		b.Status, b.Problem = Foreign, fmt.Errorf("%s: %w", b.ID, ErrForeign)
 	default:
 		b.Status, b.Problem = Damaged, err
 	}
@@ -536,6 +536,9 @@ func (b *Backup) checkForeignParts() error {
 			return damaged(p.Name, "there are two parts with index %d", n)
 		case n != first+i:
 			return damaged(fmt.Sprintf("%s-%d", b.ID, first+i), "missing")
+		case i < len(b.Parts)-1 && p.Size != b.Parts[0].Size:
+			// Whatever cut the stream made them of one size.
+			b.log.Warn("a part before the last has another size than the first: is it whole?", "part", p.Name)
 		}
 		last = n
 	}

@@ -166,10 +166,14 @@ func (m *Metadata) encode(key *crypto.Key) ([]byte, error) {
 // errForeignMetadata says that an object is JSON of another schema.
 var errForeignMetadata = errors.New("metadata of another program")
 
+// errNotJSON says that an object is no JSON object at all.
+var errNotJSON = errors.New("not a JSON object")
+
 // parseMetadata reads the metadata object of the backup id. With a key that
 // fits, the MAC is checked first and the key returned. Without one it returns
 // the metadata, which then are nobody's word, and a *WrongKeyError. Any other
-// error comes without metadata: errForeignMetadata, or a *DamageError.
+// error comes without metadata: errForeignMetadata, or a *DamageError, which
+// wraps errNotJSON where whose the object is cannot be seen from it.
 func parseMetadata(id ID, b []byte, keys crypto.Keyring) (*Metadata, *crypto.Key, error) {
 	object := id.String() + metadataSuffix
 	if len(b) > maxMetadata {
@@ -178,7 +182,7 @@ func parseMetadata(id ID, b []byte, keys crypto.Keyring) (*Metadata, *crypto.Key
 	version, hasMAC, err := peekVersion(b)
 	switch {
 	case err != nil:
-		return nil, nil, damaged(object, "not valid JSON: %v", err)
+		return nil, nil, &DamageError{Object: object, Reason: "malformed", Err: fmt.Errorf("%w: %w", errNotJSON, err)}
 	case version == "" && !hasMAC:
 		return nil, nil, errForeignMetadata
 	case version == "":

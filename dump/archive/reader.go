@@ -11,6 +11,7 @@ import (
 	"io"
 	"sort"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/pgzip"
 
 	"encdump/crypto"
@@ -227,19 +228,15 @@ func (b *Backup) guess(ctx context.Context, s *stream, d *crypto.Derivation) (*c
 	return nil, &WrongKeyError{Object: b.ID.String(), Given: given}
 }
 
-// looksLikeDump tells whether b begins with a gzip header and inflates, as far
-// as it goes, to text.
+// looksLikeDump tells whether b begins with a gzip header and inflates to text.
+// Its end, which may be cut or damaged, does not matter.
 func looksLikeDump(b []byte) bool {
-	if len(b) < 18 || b[0] != 0x1f || b[1] != 0x8b || b[2] != 8 || b[3]&0xe0 != 0 {
-		return false
-	}
-	z, err := gzipReader(bytes.NewReader(b))
+	z, err := gzip.NewReader(bytes.NewReader(b))
 	if err != nil {
 		return false
 	}
-	text := make([]byte, 4096)
+	text := make([]byte, 512)
 	n, err := io.ReadFull(z, text)
-	// A short stream ends within b, with padding behind it.
 	return bytes.IndexByte(text[:n], 0) < 0 && (n > 0 || err == io.EOF)
 }
 
@@ -446,9 +443,6 @@ func (d *decoder) split(src io.Reader) error {
 	}
 }
 
-// gzipReader reads gzip of any number of members, as other programs write it.
-func gzipReader(r io.Reader) (*pgzip.Reader, error) { return pgzip.NewReaderN(r, 1<<20, 4) }
-
 // inflateRest inflates what other programs compressed, one member after the other.
 func (d *decoder) inflateRest(r io.Reader) error {
 	fail := func(err error) error {
@@ -458,7 +452,7 @@ func (d *decoder) inflateRest(r io.Reader) error {
 		}
 		return &DamageError{Object: d.name, Reason: "not valid gzip", Err: err}
 	}
-	z, err := gzipReader(r)
+	z, err := pgzip.NewReaderN(r, 1<<20, 4)
 	if err != nil {
 		return fail(err)
 	}

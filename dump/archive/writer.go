@@ -153,6 +153,10 @@ func NewWriter(ctx context.Context, dst []storage.Bucket, o *WriterOptions) (*Wr
 		w: w, partSize: w.o.PartSize, segmentHash: sha256.New(), partHash: sha256.New(),
 		chunks: newBuffers(2+chunkQueue*2, chunkSize),
 	}
+	// The header alone may be more parts than a queue holds.
+	for _, d := range w.dst {
+		go w.run(d)
+	}
 	if w.store.enc, err = crypto.NewWriter(&w.store, o.Key.Passphrase(), &crypto.Options{Derivation: w.o.Derivation, Salt: &salt}); err != nil {
 		w.cancel(err)
 		return nil, err
@@ -177,9 +181,6 @@ func NewWriter(ctx context.Context, dst []storage.Bucket, o *WriterOptions) (*Wr
 	w.zipped = newBuffers(ahead+1, w.o.FrameSize/2)
 	w.comp = &compressors{level: w.o.Level}
 	w.ordered = newOrdered[frame](w.ctx, w.o.Jobs, ahead)
-	for _, d := range w.dst {
-		go w.run(d)
-	}
 	w.wg.Go(w.storeFrames)
 	return w, nil
 }
