@@ -4,9 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"encdump/dump/script"
 )
 
 var (
+	// ErrCutShort says that a stream of SQL does not end as a whole dump does.
+	ErrCutShort = script.ErrCutShort
 	// ErrNoKey says that no key is at hand where one is needed.
 	ErrNoKey = errors.New("no key given")
 	// ErrForeign says that a backup has no metadata of ours, so that nothing

@@ -53,12 +53,90 @@ func (b *Backup) Usable(allowUnauthenticated bool) error {
 	return ErrNoKey
 }
 
-// Reader returns the SQL of the backup. Before anything is read all parts are
+// Reader returns the SQL of the backup, all of it. Before anything is read all parts are
 // looked for; after that a segment's plain text is released only when its digest
 // and those of all before it were right. io.EOF comes only after the whole
 // stream was decoded and as long as it should be. The caller closes the reader,
 // which frees whatever is under way; ctx ends it too.
 func (b *Backup) Reader(ctx context.Context, o *ReadOptions) (io.ReadCloser, error) {
+	d, err := b.decoder(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	d.last = segments(d.stream.size()) - 1
+	if b.Authenticated {
+		d.size = b.Metadata.Sizes.Plain
+	}
+	d.start(ctx)
+	return d, nil
+}
+
+// Ranges reads ranges of the SQL of an authenticated backup by its toc.
+type Ranges struct {
+	template *decoder
+	frames   []frameAt
+}
+
+// frameAt is where a frame begins in the plain and in the compressed stream; the
+// last of a list is the end of both.
+type frameAt struct{ plain, compressed int64 }
+
+// Ranges returns a reader of ranges. What goes before the reading of a whole
+// backup goes before this too.
+func (b *Backup) Ranges(ctx context.Context, toc *TOC, o *ReadOptions) (*Ranges, error) {
+	if !b.Authenticated {
+		return nil, b.Usable(false)
+	}
+	d, err := b.decoder(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	r := &Ranges{d, make([]frameAt, 1, len(toc.Frames)+1)}
+	var at frameAt
+	for _, f := range toc.Frames {
+		at.plain += int64(f[0])
+		at.compressed += int64(f[1])
+		r.frames = append(r.frames, at)
+	}
+	if sizes := b.Metadata.Sizes; at.plain != sizes.Plain || at.compressed != sizes.Compressed {
+		return nil, damaged(b.Metadata.TOC.Name, "its frames do not add up to the stream")
+	}
+	return r, nil
+}
+
+// Open returns the plain bytes of a range. Only the segments are read that hold
+// its frames, and the one before where the first cipher block of these is the
+// first of its segment; each is checked before anything of it is released. The
+// caller closes the reader; ctx ends it too.
+func (r *Ranges) Open(ctx context.Context, offset, length int64) (io.ReadCloser, error) {
+	end := offset + length
+	if offset < 0 || length < 0 || end < offset || end > r.frames[len(r.frames)-1].plain {
+		return nil, fmt.Errorf("bytes %d to %d are not all in the dump", offset, end)
+	}
+	if length == 0 {
+		return io.NopCloser(bytes.NewReader(nil)), nil
+	}
+	// The frame that holds a plain offset is the last that begins at or before it.
+	frame := func(plain int64) int {
+		return sort.Search(len(r.frames), func(i int) bool { return r.frames[i].plain > plain }) - 1
+	}
+	first, last := frame(offset), frame(end-1)
+	d := *r.template
+	from := int64(crypto.HeaderSize) + r.frames[first].compressed
+	d.skip = from % int64(crypto.BlockSize)
+	d.from = from - d.skip
+	d.first = max(d.from-int64(crypto.BlockSize), 0) / SegmentSize
+	d.last = (int64(crypto.HeaderSize) + r.frames[last+1].compressed - 1) / SegmentSize
+	d.frameCount = last - first + 1
+	d.trim = offset - r.frames[first].plain
+	d.size = length
+	d.start(ctx)
+	return &d, nil
+}
+
+// decoder makes the decoder of the backup's stream, not started yet, after what
+// must be right before anything is read.
+func (b *Backup) decoder(ctx context.Context, o *ReadOptions) (*decoder, error) {
 	if o == nil {
 		o = &ReadOptions{}
 	}
@@ -66,7 +144,10 @@ func (b *Backup) Reader(ctx context.Context, o *ReadOptions) (io.ReadCloser, err
 		return nil, err
 	}
 	s := newStream(b.bucket, b.Parts)
-	d := &decoder{stream: s, name: b.ID.String(), progress: o.Progress, size: -1}
+	d := &decoder{
+		stream: s, name: b.ID.String(), progress: o.Progress, size: -1, jobs: max(o.Jobs, 1),
+		from: int64(crypto.HeaderSize), frameCount: -1,
+	}
 	if b.Authenticated {
 		if damage := b.CheckObjects(); len(damage) > 0 {
 			if err := fatal(damage, b.Metadata, o); err != nil {
@@ -82,7 +163,6 @@ func (b *Backup) Reader(ctx context.Context, o *ReadOptions) (io.ReadCloser, err
 			sums = nil
 		}
 		s.sums = sums
-		d.size = b.Metadata.Sizes.Plain
 		salt, _ := hex.DecodeString(b.Metadata.Encryption.Salt) // checked
 		copy(s.salt[:], salt)
 		d.cipher = crypto.NewCipher(b.key.Passphrase(), s.salt, b.Metadata.Encryption.Derivation())
@@ -92,9 +172,6 @@ func (b *Backup) Reader(ctx context.Context, o *ReadOptions) (io.ReadCloser, err
 			return nil, err
 		}
 	}
-	jobs := max(o.Jobs, 1)
-	d.ctx, d.cancel = context.WithCancelCause(ctx)
-	d.start(jobs)
 	return d, nil
 }
 
@@ -249,7 +326,16 @@ type decoder struct {
 	cipher   *crypto.Cipher
 	name     string
 	progress func(int)
+	jobs     int
 	size     int64 // plain bytes that there should be; -1: not known
+
+	// What is read of the stream: segments first to last, decrypted from the block
+	// at offset from on; of that skip bytes are passed over, then frameCount frames
+	// inflated, or all for -1, and of these trim bytes passed over.
+	first, last int64
+	from, skip  int64
+	frameCount  int
+	trim        int64
 
 	segments *buffers
 	zipped   *buffers
@@ -275,7 +361,9 @@ type tail struct {
 	block [crypto.BlockSize]byte
 }
 
-func (d *decoder) start(jobs int) {
+func (d *decoder) start(ctx context.Context) {
+	d.ctx, d.cancel = context.WithCancelCause(ctx)
+	jobs := d.jobs
 	d.segments = newBuffers(jobs+2, int(min(SegmentSize, d.stream.size())))
 	d.zipped = newBuffers(jobs+2, 0)
 	d.plain = newBuffers(jobs+2, 0)
@@ -295,7 +383,7 @@ func (d *decoder) fetchAll() {
 	defer d.fetch.close()
 	var before *tail
 	size := d.stream.size()
-	for i := range segments(size) {
+	for i := d.first; i <= d.last; i++ {
 		buf, err := d.segments.get(d.ctx)
 		if err != nil {
 			return
@@ -331,12 +419,20 @@ func (d *decoder) segment(i int64, buf []byte, previous, own *tail) (segment, er
 	}
 
 	data := buf[:whole]
-	if previous == nil {
+	if i == 0 {
 		if salt, err := crypto.ParseHeader(buf); err != nil || salt != d.stream.salt {
 			return segment{}, damaged(d.stream.parts[0].Name, "does not begin with the salt of this backup")
 		}
-		data = data[crypto.HeaderSize:]
-		d.cipher.Decrypt(data, data, nil)
+	}
+	if previous == nil {
+		// The block before is in this segment, unless it is the stream's first.
+		start := d.from - i*SegmentSize
+		data = data[start:]
+		var before []byte
+		if d.from > int64(crypto.HeaderSize) {
+			before = bytes.Clone(buf[start-crypto.BlockSize : start])
+		}
+		d.cipher.Decrypt(data, data, before)
 	} else {
 		select {
 		case <-previous.done:
@@ -350,7 +446,7 @@ func (d *decoder) segment(i int64, buf []byte, previous, own *tail) (segment, er
 		last := d.stream.parts[len(d.stream.parts)-1].Name
 		if whole < len(buf) {
 			s.err = &DamageError{Object: last, Reason: "cut short", Err: io.ErrUnexpectedEOF}
-		} else if len(data) == 0 && previous == nil {
+		} else if len(data) == 0 && i == 0 {
 			s.err = &DamageError{Object: last, Reason: "cut short", Err: io.ErrUnexpectedEOF}
 		} else if unpadded, err := crypto.Unpad(data); err != nil {
 			s.err = &DamageError{Object: last, Reason: "cut short or damaged", Err: err}
@@ -390,11 +486,14 @@ func (c *compressed) Read(p []byte) (int, error) {
 // is no frame on, all is inflated in one go.
 func (d *decoder) split(src io.Reader) error {
 	r := bufio.NewReaderSize(src, 64<<10)
-	for first := true; ; first = false {
+	if _, err := r.Discard(int(d.skip)); err != nil {
+		return err
+	}
+	for done := 0; done != d.frameCount; done++ {
 		header, err := r.Peek(frameHeader)
 		if len(header) == 0 && err == io.EOF {
-			if first {
-				return damaged(d.name, "holds no gzip stream")
+			if done == 0 || d.frameCount > 0 {
+				return damaged(d.name, "holds no gzip stream, or less of it than its index says")
 			}
 			return nil
 		}
@@ -441,6 +540,7 @@ func (d *decoder) split(src io.Reader) error {
 			return err
 		}
 	}
+	return nil
 }
 
 // inflateRest inflates what other programs compressed, one member after the other.
@@ -504,12 +604,18 @@ func (d *decoder) next() error {
 			d.err = err
 			continue
 		}
-		if d.size >= 0 && d.offset+int64(len(buf)) > d.size {
-			d.err = damaged(d.name, "has more than the %d plain bytes that were written", d.size)
-			continue
-		}
 		d.buf, d.rest = buf, buf
-		d.offset += int64(len(buf))
+		if d.frameCount >= 0 { // a range, whose first and last frame hold more
+			n := min(d.trim, int64(len(buf)))
+			d.trim -= n
+			d.rest = buf[n:]
+			d.rest = d.rest[:min(int64(len(d.rest)), d.size-d.offset)]
+		}
+		d.offset += int64(len(d.rest))
+		if d.size >= 0 && d.offset > d.size {
+			d.rest = nil
+			d.err = damaged(d.name, "has more than the %d plain bytes that were written", d.size)
+		}
 	}
 	return nil
 }

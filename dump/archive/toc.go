@@ -10,6 +10,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"encdump/crypto"
+	"encdump/dump/script"
 )
 
 // maxTOC bounds what a reader inflates of a toc: some 40 million frames.
@@ -24,7 +25,14 @@ type TOC struct {
 	Settings map[string]string `json:"settings,omitempty"`
 	// Frames in order: the plain and the compressed size of each in bytes.
 	Frames [][2]int `json:"frames"`
+	// Contents of the dump; readers do without where it is missing.
+	Contents *script.Contents `json:"contents,omitempty"`
+	// Outline of the dump; left out where it is large, as with data in INSERTs.
+	Outline script.Outline `json:"outline,omitempty"`
 }
+
+// maxOutline bounds the text of an outline in bytes. Some 20,000 tables fit.
+const maxOutline = 32 << 20
 
 func (t *TOC) encode(p crypto.Passphrase, d crypto.Derivation) ([]byte, error) {
 	var buf bytes.Buffer

@@ -102,7 +102,7 @@ type Writer struct {
 	frame   []byte // plain bytes of the frame being filled
 	ordered *ordered[frame]
 	comp    *compressors
-	edges   edges
+	scan    *scan
 	closed  bool
 
 	store storer
@@ -180,6 +180,7 @@ func NewWriter(ctx context.Context, dst []storage.Bucket, o *WriterOptions) (*Wr
 	w.plain = newBuffers(w.o.Jobs+6, w.o.FrameSize)
 	w.zipped = newBuffers(ahead+1, w.o.FrameSize/2)
 	w.comp = &compressors{level: w.o.Level}
+	w.scan = newScan()
 	w.ordered = newOrdered[frame](w.ctx, w.o.Jobs, ahead)
 	w.wg.Go(w.storeFrames)
 	return w, nil
@@ -415,7 +416,7 @@ func (w *Writer) room() (err error) {
 func (w *Writer) flush() error {
 	plain := w.frame
 	w.frame = nil
-	w.edges.write(plain)
+	w.scan.write(plain)
 	return w.ordered.do(func() (frame, error) {
 		n := len(plain)
 		buf, err := w.zipped.get(w.ctx)
@@ -479,7 +480,7 @@ func (w *Writer) commit() error {
 	if w.closed {
 		return errors.New("the backup is finished already")
 	}
-	if len(w.frame) > 0 || len(w.edges.head) == 0 {
+	if len(w.frame) > 0 || w.scan.bytes == 0 {
 		// Even an empty stream has one frame: gunzip refuses no input at all.
 		if err := w.room(); err != nil {
 			return err
@@ -500,7 +501,7 @@ func (w *Writer) commit() error {
 	}
 
 	m := &w.Metadata
-	kind, err := w.edges.kind()
+	kind, err := w.scan.kind()
 	switch {
 	case err != nil && w.o.AllowPartial:
 		m.Source.Kind = KindPartial
@@ -513,7 +514,11 @@ func (w *Writer) commit() error {
 	s := &w.store
 	m.Sizes = Sizes{s.plain, s.compressed, s.stored}
 	m.Parts = s.parts
-	toc, err := (&TOC{Version, m.BackupID, w.o.Settings, s.frames}).encode(w.o.Key.Passphrase(), w.o.Derivation)
+	index := &TOC{
+		Version: Version, BackupID: m.BackupID, Settings: w.o.Settings, Frames: s.frames,
+		Contents: w.scan.gatherer.Contents(), Outline: w.scan.outliner.Outline(),
+	}
+	toc, err := index.encode(w.o.Key.Passphrase(), w.o.Derivation)
 	if err != nil {
 		return err
 	}

@@ -272,7 +272,7 @@ func (l *lexer) statement(buf []byte, last bool) (n int, ended bool) {
 						return wait(i)
 					}
 					l.within = longWord
-					l.words++
+					l.word(buf[i:j])
 					i = j
 					continue
 				}
@@ -568,7 +568,7 @@ func (l *lexer) endStatement(text []byte) {
 	l.resetStatement()
 	l.pending += l.copies
 	l.copies = 0
-	if len(text) > 1<<10 || !whole || text[0]|0x20 != 's' {
+	if len(text) >= 1<<10 || !whole || text[0]|0x20 != 's' {
 		return
 	}
 	switch name, value, _ := ParseSet(text); name {

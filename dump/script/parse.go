@@ -195,7 +195,7 @@ func (p *tokens) skip() {
 }
 
 // next returns the next token and its kind: 'w' an unquoted word in lower case,
-// '"' a quoted name, '\'' a string, '0' a number, otherwise the byte itself; 0
+// '"' a quoted name, '\” a string, '0' a number, otherwise the byte itself; 0
 // at the end.
 func (p *tokens) next() (kind byte, value string) {
 	p.skip()

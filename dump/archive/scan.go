@@ -1,0 +1,37 @@
+package archive
+
+import "encdump/dump/script"
+
+// scan is what a writer learns of the SQL while it passes: whether it is a whole
+// dump, what it holds and where.
+type scan struct {
+	feeder   *script.Feeder
+	complete script.Completeness
+	gatherer script.Gatherer
+	outliner script.Outliner
+	bytes    int64
+}
+
+func newScan() *scan {
+	s := &scan{outliner: script.Outliner{Limit: maxOutline}}
+	s.feeder = script.NewFeeder(func(it script.Item) error {
+		s.complete.Add(it)
+		s.gatherer.Add(it)
+		s.outliner.Add(it)
+		return nil
+	})
+	return s
+}
+
+// write takes the next bytes of the dump, and does not keep them.
+func (s *scan) write(p []byte) {
+	s.bytes += int64(len(p))
+	s.feeder.Write(p) // fails only as the function above does
+}
+
+// kind ends the scan. It returns [KindCluster] or [KindDatabase] where the dump
+// is whole, otherwise an error that matches [ErrCutShort].
+func (s *scan) kind() (string, error) {
+	s.feeder.Close()
+	return s.complete.Kind()
+}
