@@ -18,6 +18,7 @@ import (
 	"encdump/crypto"
 	"encdump/dump/archive"
 	"encdump/dump/postgres"
+	"encdump/dump/script"
 	"encdump/storage"
 	"encdump/storage/file"
 )
@@ -262,7 +263,9 @@ func (o *CreateOptions) previous(ctx context.Context, guid string, log *slog.Log
 	return previous, known
 }
 
-// Restore writes the SQL of a backup to w.
+// Restore writes the SQL of a backup to w, for psql: statements whole and COPY
+// data in whole rows. Where it fails after something was written, it ends the
+// script so that psql fails too, and leaves nothing of a COPY that is cut.
 func Restore(ctx context.Context, b *archive.Backup, w io.Writer, o archive.ReadOptions, p Progress) error {
 	p = orSilent(p)
 	p.Start("restoring", b.StoredSize())
@@ -273,8 +276,27 @@ func Restore(ctx context.Context, b *archive.Backup, w io.Writer, o archive.Read
 		return err
 	}
 	defer r.Close()
-	_, err = io.Copy(w, r)
+	out := &counter{w: w}
+	guard := script.NewGuard(out)
+	if _, err = io.Copy(guard, r); err == nil {
+		err = guard.Close()
+	}
+	if err != nil && out.n > 0 {
+		guard.Fail("the restore failed: " + err.Error()) // nothing, where w itself failed
+	}
 	return err
+}
+
+// counter counts what a writer takes.
+type counter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	return n, err
 }
 
 // FetchSQL writes the SQL of a backup to a new file of mode 0600, which appears

@@ -59,6 +59,7 @@ var options = []option{
 	{"nice", number, "10", "N", "how far this program steps back behind the database, from 0 to 19", "create"},
 
 	{"backup-id", text, "", "ID", "backup ID, a unique beginning of one, or latest", "show fetch restore verify delete"},
+	{"contents", toggle, "false", "", "print databases and tables, with rows and sizes; needs the key", "show"},
 	{"at", text, "", "TIME", "the newest backup that started at or before this time, as 2026-01-31T03:00:00Z; UTC without a zone", "show fetch restore verify"},
 	{"allow-unauthenticated", toggle, "false", "", "read a backup that nothing vouches for, made by another program", "fetch restore verify"},
 	{"output", text, ".", "DIR|FILE|-", "where to write: a folder, a file, or - for standard output", "fetch"},

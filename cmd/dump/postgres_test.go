@@ -566,3 +566,45 @@ func TestBrokenPipe(t *testing.T) {
 	out.Close()
 	cmd.Wait() // either it had written everything already, or it was told
 }
+
+// TestRestoreFails: damage in the middle of a COPY. What was released before is
+// right, psql fails whatever its settings, and has no row of the unfinished COPY.
+func TestRestoreFails(t *testing.T) {
+	source := startCluster(t)
+	psql(t, source, "postgres", `
+		CREATE TABLE a AS SELECT i FROM generate_series(1, 1000) i;
+		CREATE TABLE big AS SELECT md5(i::text) || md5((i*3)::text) AS x FROM generate_series(1, 300000) i`)
+	p := newProgram(t, source)
+	p.ok("create")
+	whole := p.ok("restore")
+	part := glob(t, p.dir, "store/*-0")[0]
+	b, err := os.ReadFile(part)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)-5<<20] ^= 1 // within the table that is the larger part
+	if err := os.WriteFile(part, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	status, out, text := p.run("restore", "latest")
+	if status != 7 {
+		t.Fatalf("status %d\n%s", status, text)
+	}
+	released, ending, ok := strings.Cut(out, strings.Repeat("\t", 1700))
+	if !ok || !strings.HasPrefix(whole, released) || len(released) < 1<<20 || len(ending) > 10<<10 {
+		t.Errorf("%d bytes were released, %d follow", len(released), len(ending))
+	}
+	for _, options := range []string{"", "-1", "-v ON_ERROR_STOP=1", "-1 -v ON_ERROR_STOP=1", "-v ON_ERROR_STOP=0"} {
+		target := startCluster(t)
+		command := fmt.Sprintf("{ %s restore latest || true; } | psql -X -q %s -d '%s' >/dev/null", self(t), options, target.DSN("postgres"))
+		if _, err := shell(p, ".", command); err == nil || !strings.Contains(err.Error(), "the restore failed") {
+			t.Errorf("psql %s: %v", options, err)
+		}
+		if got := psql(t, target, "postgres", "SELECT coalesce((SELECT relname FROM pg_class WHERE relname = 'big'), 'none')"); got == "big" {
+			if n := psql(t, target, "postgres", "SELECT count(*) FROM big"); n != "0" {
+				t.Errorf("psql %s: %s rows of the unfinished COPY", options, n)
+			}
+		}
+		target.Stop()
+	}
+}
