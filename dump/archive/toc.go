@@ -31,8 +31,8 @@ type TOC struct {
 	Outline script.Outline `json:"outline,omitempty"`
 }
 
-// maxOutline bounds the text of an outline in bytes. Some 20,000 tables fit.
-const maxOutline = 32 << 20
+// maxOutline bounds the text of an outline in bytes. Some 10,000 tables fit.
+const maxOutline = 16 << 20
 
 func (t *TOC) encode(p crypto.Passphrase, d crypto.Derivation) ([]byte, error) {
 	var buf bytes.Buffer
