@@ -257,11 +257,23 @@ func WriteKeyFile(path string, p Passphrase) (err error) {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	return f.Close()
+	if err := f.Close(); err != nil {
+		return err
+	}
+	// A backup must not outlive its only key in a power cut: the folder, and the one
+	// that it may have been made in, are synced too.
+	for _, dir := range []string{filepath.Dir(path), filepath.Dir(filepath.Dir(path))} {
+		if d, err := os.Open(dir); err == nil {
+			d.Sync()
+			d.Close()
+		}
+	}
+	return nil
 }
 
 // WithoutSecrets returns env without the variables whose names begin with
-// DUMP_, one of which may hold a passphrase: what child processes get.
+// DUMP_, one of which may hold a passphrase: what child processes get. Package
+// postgres does the same with its baseEnv.
 func WithoutSecrets(env []string) []string {
 	out := make([]string, 0, len(env))
 	for _, e := range env {

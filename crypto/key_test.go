@@ -278,7 +278,7 @@ func TestReadKeyFile(t *testing.T) {
 		" secret \n":         " secret ",
 		"\tsecret\t":         "\tsecret\t",
 		"\xef\xbb\xbfsecret": "\xef\xbb\xbfsecret", // a byte order mark is part of it for openssl too
-		long + "\n":          long[:1023], // as openssl cuts it
+		long + "\n":          long[:1023],          // as openssl cuts it
 		long[:5000]:          long[:1023],
 		long[:1023] + "\n":   long[:1023],
 	} {

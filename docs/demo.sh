@@ -24,7 +24,7 @@ if [ "$(id -u)" = 0 ]; then
 fi
 stop() {
     for c in "$work"/*/data; do
-        [ -d "$c" ] && "${as[@]}" pg_ctl -D "$c" -m immediate stop >/dev/null 2>&1
+        [ -d "$c" ] && "${as[@]}" pg_ctl -D "$c" -m immediate stop >/dev/null 2>&1 || true
     done
     rm -rf "$work"
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -74,7 +75,7 @@ type CreateOptions struct {
 	// Name is a label for the backup.
 	Name string
 	// Key is called once for the key to encrypt with. first tells that the stores
-	// are known to hold no backup of the GUID.
+	// are known to hold nothing of the GUID.
 	Key func(ctx context.Context, guid string, first bool) (*crypto.Key, error)
 	// Archive is how the backup is made; GUID, Key and Progress are set by Create.
 	Archive archive.WriterOptions
@@ -167,8 +168,8 @@ func Create(ctx context.Context, o *CreateOptions) (*CreateReport, error) {
 		}()
 	}
 
-	previous, known := o.previous(ctx, guid, log)
-	key, err := o.Key(ctx, guid, known && previous == nil)
+	previous, first := o.previous(ctx, guid, log)
+	key, err := o.Key(ctx, guid, first)
 	if err != nil {
 		return nil, err
 	}
@@ -244,14 +245,15 @@ func (o *CreateOptions) fill(w *archive.Writer, server *postgres.Server, previou
 }
 
 // previous returns the newest backup of guid in the first store that can be
-// read; known is whether all could.
-func (o *CreateOptions) previous(ctx context.Context, guid string, log *slog.Logger) (previous *archive.Backup, known bool) {
-	known = true
+// read; first tells that none of the stores holds anything of it.
+func (o *CreateOptions) previous(ctx context.Context, guid string, log *slog.Logger) (previous *archive.Backup, first bool) {
+	first = true
 	for _, b := range o.Stores {
-		p, err := archive.OpenCatalog(b, nil, log).Previous(ctx, guid)
+		p, n, err := archive.OpenCatalog(b, nil, log).Previous(ctx, guid)
+		first = first && n == 0
 		if err != nil {
 			if !errors.Is(err, storage.ErrNotFound) { // a folder that is not there yet
-				known = false
+				first = false
 				log.Info("the store cannot be listed", "store", b.String(), "err", err)
 			}
 			continue
@@ -260,7 +262,7 @@ func (o *CreateOptions) previous(ctx context.Context, guid string, log *slog.Log
 			previous = p
 		}
 	}
-	return previous, known
+	return previous, first
 }
 
 // Restore writes the SQL of a backup to w, for psql: statements whole and COPY
@@ -276,15 +278,108 @@ func Restore(ctx context.Context, b *archive.Backup, w io.Writer, o archive.Read
 		return err
 	}
 	defer r.Close()
+	return guarded(w, func(g *script.Guard) error {
+		if _, err := io.Copy(g, r); err != nil {
+			return err
+		}
+		return g.Close()
+	})
+}
+
+// guarded has a script written to w, and closed, or ended as Restore says.
+func guarded(w io.Writer, write func(*script.Guard) error) error {
 	out := &counter{w: w}
 	guard := script.NewGuard(out)
-	if _, err = io.Copy(guard, r); err == nil {
-		err = guard.Close()
-	}
+	err := write(guard)
 	if err != nil && out.n > 0 {
 		guard.Fail("the restore failed: " + err.Error()) // nothing, where w itself failed
 	}
 	return err
+}
+
+// RestoreSelected is Restore of a part of the backup. By the index it reads only
+// the rows that are selected; where there is none, it reads all. It returns what
+// was left out though the operator may miss it.
+func RestoreSelected(ctx context.Context, b *archive.Backup, w io.Writer, s *script.Selection, o archive.ReadOptions, p Progress, log *slog.Logger) (left []string, err error) {
+	if s.IsZero() {
+		return nil, Restore(ctx, b, w, o, p)
+	}
+	p = orSilent(p)
+	defer p.Done()
+	o.Progress = adder(p)
+	var outline script.Outline
+	if b.Authenticated {
+		toc, err := b.TOC(ctx)
+		switch {
+		case err != nil:
+			log.Warn("the index cannot be used, so the whole backup is read", "err", err)
+		case toc != nil:
+			outline = toc.Outline
+		}
+		if outline != nil {
+			p.Start("restoring", -1)
+			ranges, err := b.Ranges(ctx, toc, &o)
+			if err != nil {
+				return nil, err
+			}
+			// Once without rows, so that a name which is not there is told before
+			// anything is written.
+			dry := script.NewSelector(s, func([]byte) error { return nil })
+			err = outline.Items(dry, func(script.Range) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("")), nil })
+			if err == nil {
+				err = dry.Close()
+			}
+			if err != nil {
+				return nil, err
+			}
+			err = guarded(w, func(g *script.Guard) error {
+				sel := script.NewSelector(s, func(text []byte) error { _, err := g.Write(text); return err })
+				if err := outline.Items(sel, func(r script.Range) (io.ReadCloser, error) {
+					return ranges.Open(ctx, int64(r.Offset), int64(r.Length))
+				}); err != nil {
+					return err
+				}
+				left = sel.Skipped()
+				return finish(b, sel, g)
+			})
+			return left, err
+		}
+	}
+	p.Start("restoring", b.StoredSize())
+	r, err := b.Reader(ctx, &o)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	err = guarded(w, func(g *script.Guard) error {
+		sel := script.NewSelector(s, func(text []byte) error { _, err := g.Write(text); return err })
+		f := script.NewFeeder(sel.Item)
+		if _, err := io.Copy(f, r); err != nil {
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+		left = sel.Skipped()
+		return finish(b, sel, g)
+	})
+	return left, err
+}
+
+// finish ends a selection. What was selected must be a whole script, unless the
+// backup itself is none.
+func finish(b *archive.Backup, sel *script.Selector, g *script.Guard) error {
+	if err := sel.Close(); err != nil {
+		return err
+	}
+	if err := g.Close(); err != nil {
+		return err
+	}
+	whole := b.Metadata != nil && b.Metadata.Source.Kind != archive.KindPartial
+	if s := g.State(); whole && !s.Between() {
+		return fmt.Errorf("the selection ended %v; restore the whole backup instead", s)
+	}
+	return nil
 }
 
 // counter counts what a writer takes.

@@ -36,13 +36,17 @@ func runCreate(ctx context.Context, f flags, args []string) error {
 	log := newLogger(f.is("verbose"))
 	partial, err := postgres.CheckDumpOptions(args)
 	if err != nil {
-		return &statusError{err, "set the connection with --source or libpq's environment; the output goes to --store", statusUsage}
+		hint, _ := explain(err)
+		return &statusError{err, orHint(hint, "set the connection with --source or libpq's environment; the output goes to --store"), statusUsage}
 	}
 	guid := strings.ToLower(f.text("guid"))
 	if guid != "" {
 		if _, err := uuid.Parse(guid); err != nil || !archive.ValidGUID(guid) {
 			return usage("a UUID, as uuidgen makes it; the same every time for the same cluster", "--guid %q is not a UUID", guid)
 		}
+	}
+	if printable(f.text("name")) != f.text("name") && f.text("name") != "" {
+		return usage("", "--name %q holds characters that do not print", f.text("name"))
 	}
 	partSize, err := f.partSize()
 	if err != nil {
@@ -80,7 +84,14 @@ func runCreate(ctx context.Context, f flags, args []string) error {
 		GUID:    guid,
 		Name:    f.text("name"),
 		Key: func(ctx context.Context, guid string, first bool) (*crypto.Key, error) {
-			return f.creationKey(ctx, first)
+			k, err := f.creationKey(ctx, first)
+			if err != nil {
+				return nil, err
+			}
+			if err := k.Passphrase().CheckNew(*derivation); err != nil {
+				return nil, &statusError{fmt.Errorf("key from %s: %w", k.Source, err), "dump key generate makes a good one", statusKey}
+			}
+			return k, nil
 		},
 		Archive: archive.WriterOptions{
 			Derivation: *derivation, Level: f.number("level"), PartSize: partSize, Jobs: f.jobs(),
@@ -105,7 +116,7 @@ func runCreate(ctx context.Context, f flags, args []string) error {
 	case f.is("allow-partial"):
 		return usage("", "--allow-partial goes with --stdin")
 	}
-	if postgres.DSNHasPassword(f.text("source")) {
+	if s := f.text("source"); s != os.Getenv(variable("source")) && postgres.DSNHasPassword(s) {
 		log.Warn("a password in --source can be seen by every user of this machine; use ~/.pgpass or PGPASSWORD")
 	}
 

@@ -25,7 +25,7 @@ func runDelete(ctx context.Context, f flags, args []string) error {
 		return err
 	}
 	objects := b.Objects()
-	if f.is("json") {
+	if f.is("json") && (f.is("dry-run") || f.is("yes")) {
 		if err := printJSON(struct {
 			BackupID string   `json:"backup_id"`
 			Store    string   `json:"store"`
@@ -45,7 +45,7 @@ func runDelete(ctx context.Context, f flags, args []string) error {
 		return nil
 	}
 	if !f.is("yes") {
-		if err := confirm(fmt.Sprintf("delete these %d objects for good?", len(objects))); err != nil {
+		if err := confirm(ctx, fmt.Sprintf("delete these %d objects for good?", len(objects))); err != nil {
 			return err
 		}
 	}

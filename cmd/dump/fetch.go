@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"encdump/crypto"
 	"encdump/dump"
 	"encdump/dump/archive"
 	"encdump/storage/file"
@@ -50,7 +49,13 @@ func runFetch(ctx context.Context, f flags, args []string) error {
 		return err
 	}
 	if encrypted {
-		return runFetchEncrypted(ctx, f, b.ID.String(), output, keys)
+		if err := dump.FetchEncrypted(ctx, b, file.New(output), newProgress()); err != nil {
+			return err
+		}
+		if stderrIsTerminal() || f.is("verbose") {
+			say("%s is in %s", b.ID, output)
+		}
+		return nil
 	}
 	switch {
 	case output == "-":
@@ -58,25 +63,14 @@ func runFetch(ctx context.Context, f flags, args []string) error {
 	case isFolder(output) || strings.HasSuffix(output, "/"):
 		output = filepath.Join(output, b.ID.String()+".dump")
 	}
+	if strings.HasPrefix(filepath.Base(output), ".") {
+		return usage("", "--output %s: files whose names begin with a dot are for what is being written", output)
+	}
 	if err := dump.FetchSQL(ctx, b, output, o, newProgress()); err != nil {
 		return err
 	}
 	if stderrIsTerminal() || f.is("verbose") {
 		say("%s: SQL in the clear, to be removed when it has served", output)
-	}
-	return nil
-}
-
-func runFetchEncrypted(ctx context.Context, f flags, id, output string, keys crypto.Keyring) error {
-	b, err := f.find(ctx, []string{id}, keys, archive.Ref{Unauthenticated: true})
-	if err != nil {
-		return err
-	}
-	if err := dump.FetchEncrypted(ctx, b, file.New(output), newProgress()); err != nil {
-		return err
-	}
-	if stderrIsTerminal() || f.is("verbose") {
-		say("%s is in %s", b.ID, output)
 	}
 	return nil
 }

@@ -58,7 +58,11 @@ func atMostOneFile(_ *cobra.Command, args []string) error {
 
 // newKeyFile returns the file that a new key is to be written to.
 func newKeyFile(f flags, args []string) (string, error) {
-	switch files := append(f.list("key-file"), args...); len(files) {
+	files := f.list("key-file")
+	if len(args) == 1 {
+		files = args
+	}
+	switch len(files) {
 	case 0:
 		return defaultKeyFiles()[0], nil
 	case 1:
@@ -83,7 +87,7 @@ func runKeyGenerate(_ context.Context, f flags, args []string) error {
 	return writeKey(path, crypto.Generate())
 }
 
-func runKeySet(_ context.Context, f flags, args []string) error {
+func runKeySet(ctx context.Context, f flags, args []string) error {
 	path, err := newKeyFile(f, args)
 	if err != nil {
 		return err
@@ -93,11 +97,11 @@ func runKeySet(_ context.Context, f flags, args []string) error {
 	}
 	var p crypto.Passphrase
 	if term.IsTerminal(int(os.Stdin.Fd())) {
-		first, err := askSecret("passphrase: ")
+		first, err := askSecret(ctx, "passphrase: ")
 		if err != nil {
 			return err
 		}
-		second, err := askSecret("once more: ")
+		second, err := askSecret(ctx, "once more: ")
 		if err != nil {
 			return err
 		}
@@ -117,10 +121,12 @@ func runKeySet(_ context.Context, f flags, args []string) error {
 
 // namedKeys returns the keys that flags or the argument name.
 func namedKeys(ctx context.Context, f flags, args []string) (crypto.Keyring, error) {
-	for _, a := range args {
-		if err := f.Set("key-file", a); err != nil {
-			return nil, err
+	if len(args) == 1 {
+		k, err := crypto.ReadKeyFile(args[0])
+		if err != nil {
+			return nil, &statusError{fmt.Errorf("key: %w", err), "", statusKey}
 		}
+		return crypto.Keyring{k}, nil
 	}
 	return f.neededKeyring(ctx)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -84,10 +85,22 @@ func runList(ctx context.Context, f flags, _ []string) error {
 	}
 	log := newLogger(f.is("verbose"))
 	all := []listed{}
+	var failed error // the first store's that could not be listed
 	for _, s := range stores {
 		byGUID := make(map[string][][]string)
 		var guids []string
 		for b, err := range archive.OpenCatalog(s, keys, log).Backups(ctx, f.text("guid")) {
+			var none *archive.NotFoundError
+			if errors.As(err, &none) && !none.Ambiguous {
+				break // nothing of that GUID here
+			}
+			if err != nil && len(stores) > 1 && ctx.Err() == nil {
+				say("error: %v", err)
+				if failed == nil {
+					failed = &statusError{status: statusInPart}
+				}
+				break
+			}
 			if err != nil {
 				return err
 			}
@@ -101,9 +114,9 @@ func runList(ctx context.Context, f flags, _ []string) error {
 			}
 			sql, kind, name := "-", "-", "-"
 			if m := b.Metadata; m != nil {
-				sql, kind = size(m.Sizes.Plain), m.Source.Kind
+				sql, kind = size(m.Sizes.Plain), printable(m.Source.Kind)
 				if m.Name != "" {
-					name = m.Name
+					name = printable(m.Name)
 				}
 			}
 			byGUID[b.ID.GUID] = append(byGUID[b.ID.GUID], []string{
@@ -127,9 +140,11 @@ func runList(ctx context.Context, f flags, _ []string) error {
 		}
 	}
 	if f.is("json") {
-		return printJSON(struct {
+		if err := printJSON(struct {
 			Backups []listed `json:"backups"`
-		}{all})
+		}{all}); err != nil {
+			return err
+		}
 	}
-	return nil
+	return failed
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"encdump/crypto"
+	"encdump/dump"
 	"encdump/dump/archive"
 )
 
@@ -21,7 +22,7 @@ type kind int
 
 const (
 	text     kind = iota
-	list          // may be given several times; its variable separates by spaces
+	list          // may be given several times; of these, the variable of store separates by spaces
 	toggle        // true or false
 	number        // a whole number
 	duration      // as Go writes them: 30s, 5m, 24h
@@ -62,6 +63,20 @@ var options = []option{
 	{"contents", toggle, "false", "", "print databases and tables, with rows and sizes; needs the key", "show"},
 	{"at", text, "", "TIME", "the newest backup that started at or before this time, as 2026-01-31T03:00:00Z; UTC without a zone", "show fetch restore verify"},
 	{"allow-unauthenticated", toggle, "false", "", "read a backup that nothing vouches for, made by another program", "fetch restore verify"},
+	{"database", list, "", "NAME", "only this database, with the roles; several", "restore"},
+	{"exclude-database", list, "", "NAME", "all but this database; several", "restore"},
+	{"rename", list, "", "OLD=NEW", "give a database another name; several", "restore"},
+	{"table", list, "", "DB.SCHEMA.TABLE", "only this table and what it needs, see above; several", "restore"},
+	{"globals-only", toggle, "false", "", "only roles and tablespaces", "restore"},
+	{"no-globals", toggle, "false", "", "neither roles nor tablespaces", "restore"},
+	{"schema-only", toggle, "false", "", "no data", "restore"},
+	{"data-only", toggle, "false", "", "only data", "restore"},
+	{"no-owner", toggle, "false", "", "everything belongs to whoever restores", "restore"},
+	{"no-privileges", toggle, "false", "", "no GRANT and REVOKE on objects", "restore"},
+	{"keep-roles", toggle, "false", "", "roles that exist keep their passwords and attributes", "restore"},
+	{"no-tablespaces", toggle, "false", "", "everything goes to the default tablespace", "restore"},
+	{"no-subscriptions", toggle, "false", "", "no subscriptions", "restore"},
+
 	{"output", text, ".", "DIR|FILE|-", "where to write: a folder, a file, or - for standard output", "fetch"},
 	{"encrypted", toggle, "false", "", "fetch the objects as they are, still encrypted; needs no key", "fetch"},
 	{"level", text, "decode", "LEVEL", "metadata, digest (neither needs a key) or decode", "verify"},
@@ -117,14 +132,36 @@ func fromEnvironment(fs *pflag.FlagSet) (err error) {
 		if !ok || value == "" || f.Changed || err != nil || f.Name == "help" {
 			return
 		}
+		switch {
+		case f.Name == "key-file" && fs.Changed("key-command"):
+			return // what was given outranks what was set
+		case f.Name == "level" && isLevel(value) != (f.Value.Type() == "string"):
+			return // create and verify share the variable, not the values
+		}
 		values := []string{value}
-		if f.Value.Type() == "stringArray" {
+		if f.Name == "store" {
 			values = strings.Fields(value)
 		}
 		for _, v := range values {
 			if e := fs.Set(f.Name, v); e != nil {
 				err = usage("", "%s=%q is not a valid value of --%s", variable(f.Name), value, f.Name)
 			}
+		}
+	})
+	return err
+}
+
+// isLevel tells whether s is a level of verification, or might be meant for one.
+func isLevel(s string) bool {
+	_, err := strconv.Atoi(s)
+	return err != nil && slices.Contains(dump.Levels, dump.Level(s))
+}
+
+// checkNumbers refuses negative numbers and durations: no option knows such.
+func checkNumbers(fs *pflag.FlagSet) (err error) {
+	fs.VisitAll(func(f *pflag.Flag) {
+		if t := f.Value.Type(); (t == "int" || t == "duration") && strings.HasPrefix(f.Value.String(), "-") && err == nil {
+			err = usage("", "--%s %s is negative", f.Name, f.Value)
 		}
 	})
 	return err

@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"encdump/dump"
 	"encdump/dump/archive"
+	"encdump/dump/script"
 )
 
 func newRestore() *cobra.Command {
@@ -26,6 +28,10 @@ func runRestore(ctx context.Context, f flags, args []string) error {
 	if err != nil {
 		return err
 	}
+	selection, err := f.selection()
+	if err != nil {
+		return err
+	}
 	keys, err := f.neededKeyring(ctx)
 	if err != nil {
 		return err
@@ -37,5 +43,37 @@ func runRestore(ctx context.Context, f flags, args []string) error {
 	if f.text("backup-id") == "" && len(args) == 0 {
 		say("restoring %s", describe(b))
 	}
-	return dump.Restore(ctx, b, os.Stdout, o, progressUnlessOutput())
+	left, err := dump.RestoreSelected(ctx, b, os.Stdout, selection, o, progressUnlessOutput(), newLogger(f.is("verbose")))
+	for _, text := range left {
+		say("warning: left out: %s", text)
+	}
+	return err
+}
+
+// selection reads what is to be restored.
+func (f flags) selection() (*script.Selection, error) {
+	s := &script.Selection{
+		Databases: f.list("database"), ExcludeDatabases: f.list("exclude-database"), Rename: map[string]string{},
+		GlobalsOnly: f.is("globals-only"), NoGlobals: f.is("no-globals"), SchemaOnly: f.is("schema-only"), DataOnly: f.is("data-only"),
+		NoOwner: f.is("no-owner"), NoPrivileges: f.is("no-privileges"), KeepRoles: f.is("keep-roles"),
+		NoTablespaces: f.is("no-tablespaces"), NoSubscriptions: f.is("no-subscriptions"),
+	}
+	for _, r := range f.list("rename") {
+		from, to, ok := strings.Cut(r, "=")
+		if !ok || from == "" || to == "" {
+			return nil, usage("as in --rename shop=shop_old", "--rename %q is not OLD=NEW", r)
+		}
+		s.Rename[from] = to
+	}
+	for _, t := range f.list("table") {
+		name, err := script.ParseTableName(t)
+		if err != nil {
+			return nil, usage("database, schema and table, as shop.public.orders; names with dots in double quotes", "--table %q: %v", t, err)
+		}
+		s.Tables = append(s.Tables, name)
+	}
+	if err := s.Check(); err != nil {
+		return nil, usage("", "%v", err)
+	}
+	return s, nil
 }

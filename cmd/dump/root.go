@@ -29,7 +29,7 @@ follow libpq: PGHOST, PGSERVICE, ~/.pgpass and so on.
 
 Exit status: 0 done; 1 failed; 2 wrong usage; 3 done in part; 4 no such backup;
 5 key missing or wrong; 6 another run holds the lock; 7 damaged or not
-authenticated; 130 interrupted; 143 terminated.`,
+authenticated; 129 hangup; 130 interrupted; 143 terminated.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -64,6 +64,9 @@ func command(use, short, long string, args cobra.PositionalArgs, run func(ctx co
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := fromEnvironment(cmd.Flags()); err != nil {
+			return err
+		}
+		if err := checkNumbers(cmd.Flags()); err != nil {
 			return err
 		}
 		return run(cmd.Context(), flags{cmd.Flags()}, args)
@@ -152,6 +155,9 @@ func atMostOne(_ *cobra.Command, args []string) error {
 	if len(args) > 1 {
 		return fmt.Errorf("one backup at most, %d arguments were given", len(args))
 	}
+	if len(args) == 1 && args[0] == "" {
+		return errors.New("the backup ID is empty") // a variable that is not set, and not the latest
+	}
 	return nil
 }
 
@@ -166,12 +172,12 @@ func noArguments(_ *cobra.Command, args []string) error {
 func describe(b *archive.Backup) string {
 	s := b.ID.String() + ", " + age(b.StartedAt())
 	if b.Metadata != nil && b.Metadata.Name != "" {
-		s += ", " + b.Metadata.Name
+		s += ", " + printable(b.Metadata.Name)
 	}
 	return s
 }
 
-// pathExists tells whether there is a folder at path.
+// isFolder tells whether there is a folder at path.
 func isFolder(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.IsDir()

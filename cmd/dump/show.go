@@ -46,7 +46,7 @@ func runShow(ctx context.Context, f flags, args []string) error {
 	var rows [][]string
 	row := func(name, value string) {
 		if value != "" {
-			rows = append(rows, []string{name + ":", value})
+			rows = append(rows, []string{name + ":", printable(value)})
 		}
 	}
 	row("backup", b.ID.String())
@@ -200,7 +200,7 @@ func runShowContents(ctx context.Context, f flags, args []string) error {
 }
 
 // printable quotes a name that would spoil a line.
-func printable(n script.Name) string {
+func printable[S ~string](n S) string {
 	s := string(n)
 	if n == "" || !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return strconv.Quote(s)

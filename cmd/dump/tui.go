@@ -50,34 +50,58 @@ func stderrIsTerminal() bool { return term.IsTerminal(int(os.Stderr.Fd())) }
 func openTerminal() (*os.File, error) { return os.OpenFile("/dev/tty", os.O_RDWR, 0) }
 
 // confirm asks at the terminal; where there is none it fails and says what to do.
-func confirm(question string) error {
+func confirm(ctx context.Context, question string) error {
 	tty, err := openTerminal()
 	if err != nil {
 		return usage("--yes does it without asking, --dry-run only shows what would be done", "there is no terminal to ask at")
 	}
 	defer tty.Close()
 	fmt.Fprintf(tty, "dump: %s [y/N] ", question)
-	answer, err := bufio.NewReader(tty).ReadString('\n')
+	answer, err := waitFor(ctx, func() ([]byte, error) { return bufio.NewReader(tty).ReadBytes('\n') })
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	switch strings.ToLower(strings.TrimSpace(answer)) {
+	switch strings.ToLower(strings.TrimSpace(string(answer))) {
 	case "y", "yes":
 		return nil
 	}
 	return &statusError{errors.New("not confirmed; nothing was changed"), "", statusFailed}
 }
 
+// waitFor waits for an answer, or for a signal.
+func waitFor(ctx context.Context, read func() ([]byte, error)) ([]byte, error) {
+	type answer struct {
+		text []byte
+		err  error
+	}
+	c := make(chan answer, 1)
+	go func() {
+		text, err := read()
+		c <- answer{text, err}
+	}()
+	select {
+	case a := <-c:
+		return a.text, a.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
 // askSecret reads a line at the terminal without showing it.
-func askSecret(prompt string) ([]byte, error) {
+func askSecret(ctx context.Context, prompt string) ([]byte, error) {
 	tty, err := openTerminal()
 	if err != nil {
 		return nil, usage("pipe the passphrase in", "there is no terminal to ask at")
 	}
 	defer tty.Close()
+	before, err := term.GetState(int(tty.Fd()))
+	if err != nil {
+		return nil, err
+	}
 	fmt.Fprint(tty, prompt)
 	defer fmt.Fprintln(tty)
-	return term.ReadPassword(int(tty.Fd()))
+	defer term.Restore(int(tty.Fd()), before)
+	return waitFor(ctx, func() ([]byte, error) { return term.ReadPassword(int(tty.Fd())) })
 }
 
 // newLogger prints warnings and errors, with verbose everything, each as a line.
@@ -107,7 +131,7 @@ func (h lineHandler) Handle(_ context.Context, r slog.Record) error {
 	line += r.Message
 	var rest []string
 	r.Attrs(func(a slog.Attr) bool {
-		if a.Key == "err" {
+		if a.Key == "err" || a.Key == "error" || a.Key == "cause" {
 			line += ": " + a.Value.String()
 		} else {
 			rest = append(rest, a.Key+" "+a.Value.String())
@@ -117,7 +141,7 @@ func (h lineHandler) Handle(_ context.Context, r slog.Record) error {
 	if len(rest) > 0 {
 		line += " (" + strings.Join(rest, ", ") + ")"
 	}
-	_, err := fmt.Fprintln(os.Stderr, line)
+	_, err := fmt.Fprintln(os.Stderr, oneLine(line))
 	return err
 }
 

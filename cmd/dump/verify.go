@@ -21,7 +21,8 @@ func newVerify() *cobra.Command {
     decode    the whole stream decrypts and inflates
 
 Each level includes those before it. The first two work without a key, but then the
-metadata are taken as they are, since only the key tells whether they are authentic.`, atMostOne, runVerify)
+metadata are taken as they are, since only the key tells whether they are authentic.
+Where a key is found, it must be the right one.`, atMostOne, runVerify)
 }
 
 func runVerify(ctx context.Context, f flags, args []string) error {
@@ -48,6 +49,11 @@ func runVerify(ctx context.Context, f flags, args []string) error {
 	}
 	r, err := dump.Verify(ctx, b, level, o, newProgress())
 	if err != nil {
+		if r != nil { // what was found before
+			for _, d := range r.Damage {
+				say("error: %v", d)
+			}
+		}
 		return err
 	}
 	if f.is("json") {

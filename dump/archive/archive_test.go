@@ -60,20 +60,27 @@ func clusterDump(body string) []byte { return []byte(clusterHeader + body + clus
 func sqlOf(seed byte, n int) []byte {
 	return dumpOf(n, func(n int) []byte {
 		r := rand.New(rand.NewChaCha8([32]byte{seed}))
-		b := make([]byte, 0, n+100)
-		for i := 0; len(b) < n; i++ {
-			b = fmt.Appendf(b, "INSERT INTO t VALUES (%d, '%x');\n", i, r.Uint64())
+		var b []byte
+		for i := 0; ; i++ {
+			line := fmt.Sprintf("INSERT INTO t VALUES (%d, '%x');\n", i, r.Uint64())
+			if len(b)+len(line) > n {
+				return append(b, strings.Repeat("\n", n-len(b))...)
+			}
+			b = append(b, line...)
 		}
-		return append(b[:n-1], '\n')
 	})
 }
 
 // noiseOf is sqlOf with something in it that does not compress.
 func noiseOf(seed byte, n int) []byte {
 	return dumpOf(n, func(n int) []byte {
-		b := make([]byte, n)
-		rand.NewChaCha8([32]byte{seed}).Read(b)
-		b[n-1] = '\n'
+		const begin, end = "SELECT $noise$", "$noise$;\n"
+		b := bytes.Repeat([]byte("\n"), n)
+		if n -= len(begin) + len(end); n > 0 {
+			rand.NewChaCha8([32]byte{seed}).Read(b[len(begin):][:n])
+			copy(b, begin)
+			copy(b[len(begin)+n:], end)
+		}
 		return b
 	})
 }
@@ -412,7 +419,7 @@ func TestRoundTrip(t *testing.T) {
 	tests = append(
 		tests,
 		test{"many jobs", sqlOf(5, 100_000), WriterOptions{FrameSize: 100, Jobs: 16, PartSize: 5000}, false},
-		test{"zeros", clusterDump(strings.Repeat("0", 5<<20)), WriterOptions{Jobs: 2}, true},
+		test{"zeros", clusterDump("SELECT '" + strings.Repeat("0", 5<<20) + "';\n"), WriterOptions{Jobs: 2}, true},
 		test{"level 9", sqlOf(6, 50_000), WriterOptions{Level: 9, FrameSize: 10_000}, false},
 		test{"SHA-256", sqlOf(7, 5000), WriterOptions{Derivation: crypto.SHA256}, true},
 		test{"PBKDF2", sqlOf(8, 5000), WriterOptions{Derivation: crypto.NewPBKDF2(1000), PartSize: 100}, true},
@@ -607,7 +614,7 @@ func TestComplete(t *testing.T) {
 	const (
 		restrict   = "\\restrict nD5Z\n\n"
 		unrestrict = "\\unrestrict nD5Z\n\n"
-		statement  = "CREATE ROLE a;\n"
+		statement  = "CREATE TABLE a ();\n"
 	)
 	database := databaseHeader + restrict + "\\connect db\n\n" + statement + databaseEnd + unrestrict
 	cluster := clusterHeader + restrict + statement + "\\connect db\n" + database + clusterEnd
@@ -636,7 +643,16 @@ func TestComplete(t *testing.T) {
 		"cut behind a database":       {clusterHeader + statement + database, ""},
 		"twice, the second cut":       {cluster + clusterHeader + statement, ""},
 		"comment in front of it":      {clusterHeader + "x -- PostgreSQL database cluster dump complete\n", ""},
-		"long end of comments":        {cluster + strings.Repeat("-- x\n", 3000), KindCluster},
+		"completion comment as data":  {clusterHeader + "COPY public.t (c) FROM stdin;\n-- PostgreSQL database cluster dump complete\n", ""},
+		"and behind the data": {
+			clusterHeader + "COPY public.t (c) FROM stdin;\n-- PostgreSQL database cluster dump complete\n\\.\n", "",
+		},
+		"in quotes":            {clusterHeader + "SELECT '\n-- PostgreSQL database cluster dump complete\n", ""},
+		"in dollar quotes":     {clusterHeader + "SELECT $x$\n-- PostgreSQL database cluster dump complete\n", ""},
+		"in a comment":         {clusterHeader + "/*\n-- PostgreSQL database cluster dump complete\n", ""},
+		"in a statement":       {clusterHeader + "SELECT 1\n-- PostgreSQL database cluster dump complete\n", ""},
+		"cut behind data":      {clusterHeader + "COPY public.t (c) FROM stdin;\n1\n", ""},
+		"long end of comments": {cluster + strings.Repeat("-- x\n", 3000), KindCluster},
 	}
 	for name, test := range tests {
 		// In one write and in many, which the scanner has to put together.

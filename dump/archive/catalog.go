@@ -1,7 +1,6 @@
 package archive
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -13,6 +12,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"encdump/crypto"
@@ -207,7 +207,7 @@ func readDescribed(ctx context.Context, bucket storage.Bucket, o *Object) ([]byt
 	if err != nil {
 		return nil, err
 	}
-	if sum := sha256.Sum256(b); hex.EncodeToString(sum[:]) != o.SHA256 {
+	if sum := sha256.Sum256(b); int64(len(b)) != o.Size || hex.EncodeToString(sum[:]) != o.SHA256 {
 		return nil, damaged(o.Name, "changed since it was written: its digest is wrong")
 	}
 	return b, nil
@@ -276,6 +276,8 @@ func (c *Catalog) Find(ctx context.Context, ref Ref) (*Backup, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What was listed begins with it, but the name of an object is longer than an ID.
+	all = slices.DeleteFunc(all, func(b *Backup) bool { return !strings.HasPrefix(b.ID.String(), name) })
 	if ref.GUID != "" {
 		guid, err := c.resolveGUID(ctx, all, ref.GUID)
 		if err != nil {
@@ -407,19 +409,20 @@ func (c *Catalog) resolveGUID(ctx context.Context, all []*Backup, s string) (str
 }
 
 // Previous returns the newest complete backup of guid, whoever made it, with
-// its metadata as far as they can be read; nil where there is none.
-func (c *Catalog) Previous(ctx context.Context, guid string) (*Backup, error) {
+// its metadata as far as they can be read, nil where there is none; and the
+// number of backups of guid, complete or not.
+func (c *Catalog) Previous(ctx context.Context, guid string) (*Backup, int, error) {
 	all, err := c.scan(ctx, guid)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	for _, b := range slices.Backward(all) {
 		if b.Status == Complete {
 			b.load(ctx)
-			return b, nil
+			return b, len(all), nil
 		}
 	}
-	return nil, nil
+	return nil, len(all), nil
 }
 
 // Delete removes the backup: first it stops being one, then its objects go. A
@@ -441,8 +444,11 @@ func remove(ctx context.Context, bucket storage.Bucket, id ID) error {
 			continue
 		}
 		if !b.has(incompleteSuffix) {
-			note := "This backup is being deleted.\n"
-			if err := bucket.Put(ctx, marker, bytes.NewReader([]byte(note)), nil); err != nil {
+			err := bucket.Put(ctx, marker, strings.NewReader("This backup is being deleted.\n"), nil)
+			if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+				err = bucket.Put(ctx, marker, strings.NewReader(""), nil) // a name still fits on a full disk
+			}
+			if err != nil {
 				return err
 			}
 		}

@@ -111,10 +111,13 @@ func logged() (*slog.Logger, *bytes.Buffer) {
 	return slog.New(slog.NewTextHandler(&b, nil)), &b
 }
 
+// damagedJSON is what can only be metadata of ours, and not such as were written.
+const damagedJSON = `{"version": 1}`
+
 // small makes a small backup at that time.
 func small(t *testing.T, b storage.Bucket, guid string, at time.Time, key *crypto.Key) ID {
 	t.Helper()
-	return mustBackUp(t, clusterDump(at.String()), WriterOptions{GUID: guid, TriggeredAt: at, Key: key}, b)
+	return mustBackUp(t, clusterDump("-- "+at.String()+"\n"), WriterOptions{GUID: guid, TriggeredAt: at, Key: key}, b)
 }
 
 // TestFind asks for backups in all ways.
@@ -130,7 +133,7 @@ func TestFind(t *testing.T) {
 	put(t, b, testGUID+"-1600000000000-1", "more of it")
 	put(t, b, NewID(testGUID, hour(3)).String()+".incomplete", "")
 	put(t, b, NewID(testGUID, hour(3)).String()+"-0", "a part")
-	put(t, b, NewID(testGUID, hour(4)).String()+".json", "damaged")
+	put(t, b, NewID(testGUID, hour(4)).String()+".json", damagedJSON)
 	// None of these is a backup, or belongs to one.
 	for _, name := range []string{
 		"hello", testGUID, testGUID + "-x", testGUID + "-", strings.ToUpper(testGUID) + "-1700000000000-0", "x" + one.String() + ".json",
@@ -223,7 +226,7 @@ func TestFind(t *testing.T) {
 		t.Error("a time and an ID are taken")
 	}
 	for _, test := range []struct{ guid, want string }{{testGUID, "damaged"}, {otherGUID, other.String()}, {"no such", ""}} {
-		previous, err := c.Previous(t.Context(), test.guid)
+		previous, _, err := c.Previous(t.Context(), test.guid)
 		switch {
 		case err != nil, test.want == "" && previous != nil, test.want != "" && previous == nil:
 			t.Errorf("the one before, of %s: %v, %v", test.guid, previous, err)
@@ -304,12 +307,12 @@ func TestLatestPassesOver(t *testing.T) {
 		more objects
 		log  string // what the warning names; empty: none
 	}{
-		"damaged":     {objects{newer.String() + ".json": "x"}, newer.String() + ".json"},
+		"damaged":     {objects{newer.String() + ".json": damagedJSON}, newer.String() + ".json"},
 		"other key":   {otherKeys, "key " + otherKey.ID()},
 		"incomplete":  {objects{newer.String() + ".incomplete": "", newer.String() + "-0": "x"}, ""},
 		"foreign":     {objects{newer.String() + "-0": "x"}, ""},
 		"other JSON":  {objects{newer.String() + "-0": "x", newer.String() + ".json": "{}"}, ""},
-		"both":        {objects{newer.String() + ".json": "x", newer.String() + ".incomplete": ""}, newer.String() + ".json"},
+		"both":        {objects{newer.String() + ".json": damagedJSON, newer.String() + ".incomplete": ""}, newer.String() + ".json"},
 		"nothing new": {nil, ""},
 	} {
 		with := maps.Clone(all)
@@ -357,7 +360,7 @@ func TestLatestPassesOver(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if _, err := c.Previous(t.Context(), testGUID); !errors.Is(err, errBoom) {
+		if _, _, err := c.Previous(t.Context(), testGUID); !errors.Is(err, errBoom) {
 			t.Error(err)
 		}
 	})
@@ -530,7 +533,7 @@ func TestCopy(t *testing.T) {
 	})
 	for name, all := range map[string]objects{
 		"incomplete": {full(".incomplete"): "", full("-0"): "x"},
-		"damaged":    {full(".json"): "x", full("-0"): "x"},
+		"damaged":    {full(".json"): damagedJSON, full("-0"): "x"},
 		"gap":        {full("-0"): "x", full("-2"): "x"},
 	} {
 		to := storagetest.Mem()

@@ -230,10 +230,10 @@ func TestDamage(t *testing.T) {
 		test{"part too many, far away", objects{full("-17"): "x"}, verdict{[]string{"ID-17"}, "ID-17", 0, none, "", ""}},
 		test{"part under a second name", objects{full("-00"): g.objects[full("-0")]}, verdict{[]string{"ID-00"}, "ID-00", 0, none, "", ""}},
 		test{"whole object beside", objects{testID.String(): "x"}, verdict{[]string{"ID"}, "ID", 0, none, "", ""}},
-		test{"all of another backup but the metadata", objects{
+		test{"parts and sums of another backup", objects{
 			full("-0"): other.objects[full("-0")], full("-1"): other.objects[full("-1")], full("-2"): other.objects[full("-2")],
-			full(".sums"): other.objects[full(".sums")], full(".toc"): other.objects[full(".toc")],
-		}, verdict{none, "ID.sums", 0, []string{"ID-0", "ID-1", "ID-2", "ID.sums", "ID.toc"}, "", ""}},
+			full(".sums"): other.objects[full(".sums")],
+		}, verdict{none, "ID.sums", 0, []string{"ID-0", "ID-1", "ID-2", "ID.sums"}, "", ""}},
 	)
 	sums, toc := g.objects[full(".sums")], g.objects[full(".toc")]
 	for name, data := range map[string]string{
@@ -491,6 +491,8 @@ func hostileMetadata(text string) map[string]string {
 		"extended by a space":           text + " ",
 		"extended by a NUL":             text + "\x00",
 		"something follows":             text + "{}",
+		"other white space at the end":  text[:len(text)-4] + "\"\t}\n",
+		"white space moved":             text[:len(text)-4] + "\"}\n\n",
 		"twice":                         text + text,
 		"space in front":                " " + text,
 		"byte order mark":               "\ufeff" + text,
@@ -567,7 +569,7 @@ func TestHostileMetadata(t *testing.T) {
 			wantDamagedMetadata(t, all.bucket(t))
 			if saltPattern.MatchString(hostile) && strings.Contains(hostile, `"mac": "`) && strings.HasPrefix(hostile, "{") && !strings.Contains(name, "mac") {
 				switch name {
-				case "truncated", "extended by a newline", "extended by a space", "extended by a NUL", "something follows":
+				case "truncated", "extended by a newline", "extended by a space", "extended by a NUL", "something follows", "other white space at the end", "white space moved":
 					return // the end is what resign mends
 				case "invalid UTF-8 in a name", "other salt":
 					// harmless where the owner of the key says so, but for the stream
@@ -637,10 +639,15 @@ func TestForeignMetadata(t *testing.T) {
 		"other program":  `{"backup_guid": "x", "parts": 3}`,
 		"string version": `{"version": "1.2"}`,
 		"no members":     `{}`,
-		"null":           `null`,
+		"no JSON":        `hello`,
 	} {
 		all := maps.Clone(g.objects)
 		all[full(".json")] = text
+		if name == "no JSON" {
+			// Beside objects that only this program makes it would be damage.
+			delete(all, full(".sums"))
+			delete(all, full(".toc"))
+		}
 		backup := find(t, all.bucket(t), testID.String())
 		if backup.Status != Foreign || !errors.Is(backup.Problem, ErrForeign) || backup.Authenticated {
 			t.Errorf("%s: %s, %v", name, backup.Status, backup.Problem)

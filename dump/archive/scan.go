@@ -1,6 +1,10 @@
 package archive
 
-import "encdump/dump/script"
+import (
+	"bytes"
+
+	"encdump/dump/script"
+)
 
 // scan is what a writer learns of the SQL while it passes: whether it is a whole
 // dump, what it holds and where.
@@ -9,6 +13,8 @@ type scan struct {
 	complete script.Completeness
 	gatherer script.Gatherer
 	outliner script.Outliner
+	contents *script.Contents // when it has ended
+	roles    bool             // roles are created
 	bytes    int64
 }
 
@@ -18,6 +24,7 @@ func newScan() *scan {
 		s.complete.Add(it)
 		s.gatherer.Add(it)
 		s.outliner.Add(it)
+		s.roles = s.roles || it.Kind == script.Statement && bytes.HasPrefix(it.Text, []byte("CREATE ROLE "))
 		return nil
 	})
 	return s
@@ -30,8 +37,13 @@ func (s *scan) write(p []byte) {
 }
 
 // kind ends the scan. It returns [KindCluster] or [KindDatabase] where the dump
-// is whole, otherwise an error that matches [ErrCutShort].
+// is whole, [KindPartial] where it is a whole dump of globals alone, otherwise an error that matches [ErrCutShort].
 func (s *scan) kind() (string, error) {
 	s.feeder.Close()
-	return s.complete.Kind()
+	s.contents = s.gatherer.Contents()
+	kind, err := s.complete.Kind()
+	if kind == KindCluster && s.roles && len(s.contents.Databases) == 0 {
+		kind = KindPartial // as of pg_dumpall --globals-only
+	}
+	return kind, err
 }

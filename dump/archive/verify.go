@@ -55,26 +55,27 @@ type segmentChecker struct {
 	stream   *stream
 	progress func(int)
 	buf      []byte // of the current segment
-	index    int64
-	offset   int64 // in the stream
+	lost     bool   // some of it could not be read
+	offset   int64  // in the stream
 	damage   []error
 }
 
 func (c *segmentChecker) part(ctx context.Context, p Part) error {
 	digest := sha256.New()
-	end := c.offset + p.Size
-	var failed error
+	start, end := c.offset, c.offset+p.Size
 	for c.offset < end {
 		n := min(int64(SegmentSize-len(c.buf)), end-c.offset)
 		piece := c.buf[len(c.buf) : int64(len(c.buf))+n]
-		if failed == nil {
-			failed = readRange(ctx, c.stream.bucket, p.Name, c.offset-(end-p.Size), piece)
-			if err := ctx.Err(); err != nil {
-				return context.Cause(ctx)
+		err := readRange(ctx, c.stream.bucket, p.Name, c.offset-start, piece)
+		if err != nil {
+			// The next part is looked at all the same, at its place.
+			c.offset, c.lost = end, true
+			c.buf = c.buf[:end%SegmentSize]
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
 			}
+			return err
 		}
-		// Where the part cannot be read its segments are not looked at, but those
-		// of the next part are, at their place.
 		digest.Write(piece)
 		c.buf = c.buf[:int64(len(c.buf))+n]
 		c.offset += n
@@ -82,17 +83,13 @@ func (c *segmentChecker) part(ctx context.Context, p Part) error {
 			c.progress(int(n))
 		}
 		if len(c.buf) == SegmentSize || c.offset == c.stream.size() {
-			if failed == nil {
-				if err := c.stream.checkSegment(c.index, c.buf); err != nil {
+			if !c.lost {
+				if err := c.stream.checkSegment((c.offset-1)/SegmentSize, c.buf); err != nil {
 					c.damage = append(c.damage, err)
 				}
 			}
-			c.index++
-			c.buf = c.buf[:0]
+			c.buf, c.lost = c.buf[:0], false
 		}
-	}
-	if failed != nil {
-		return failed
 	}
 	if sum := digest.Sum(nil); hex.EncodeToString(sum) != p.SHA256 {
 		return damaged(p.Name, "changed since it was written: its digest is wrong")
@@ -159,20 +156,19 @@ func (b *Backup) CopyTo(ctx context.Context, dst storage.Bucket, progress func(n
 			return err
 		}
 	}
-	w := &Writer{id: b.ID, ctx: ctx}
-	d := &Destination{Bucket: dst, ctx: ctx}
-	if err := w.markOne(d); errors.Is(err, storage.ErrExists) {
-		return fmt.Errorf("%s in %s: %w", b.ID, dst, storage.ErrExists)
-	} else if err != nil {
-		return err
-	}
+	d := &Destination{Bucket: dst}
 	defer func() {
-		if err != nil {
+		if err != nil && d.marked {
 			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 			defer cancel()
 			err = errors.Join(err, remove(clean, dst, b.ID))
 		}
 	}()
+	if err := d.mark(ctx, b.ID); errors.Is(err, storage.ErrExists) {
+		return fmt.Errorf("%s in %s: %w", b.ID, dst, storage.ErrExists)
+	} else if err != nil {
+		return err
+	}
 
 	digests := make(map[string]string)
 	order := make([]string, 0, len(b.objects))
@@ -199,7 +195,7 @@ func (b *Backup) CopyTo(ctx context.Context, dst storage.Bucket, progress func(n
 			return err
 		}
 	}
-	return dst.Delete(ctx, b.ID.String()+incompleteSuffix)
+	return d.unmark(ctx, b.ID)
 }
 
 func (b *Backup) copyObject(ctx context.Context, dst storage.Bucket, name, digest string, progress func(int)) error {

@@ -10,7 +10,9 @@ import (
 	"hash"
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"encdump/crypto"
@@ -30,6 +32,7 @@ const (
 	// SegmentSize is the number of stored bytes of which .sums holds one digest.
 	SegmentSize = 4 << 20
 
+	maxTries    = 20 // at an ID that is free in all destinations
 	chunkSize   = 1 << 20
 	chunkQueue  = 4               // chunks that wait for a destination
 	cleanupTime = 2 * time.Minute // for removing what a failed backup left
@@ -81,6 +84,7 @@ type Destination struct {
 	queue  chan *chunk
 	done   chan struct{} // closed when the goroutine has ended
 	failed chan struct{} // closed when it was given up
+	taken  atomic.Int64  // chunks
 }
 
 // Writer makes a backup: SQL is written to it, then Commit or Abort called.
@@ -104,6 +108,7 @@ type Writer struct {
 	comp    *compressors
 	scan    *scan
 	closed  bool
+	ended   atomic.Bool // Commit or Abort was called
 
 	store storer
 	wg    sync.WaitGroup // the goroutine that stores
@@ -243,19 +248,23 @@ func (w *Writer) Destinations() []*Destination { return w.dst }
 
 // mark finds the ID and creates the markers.
 func (w *Writer) mark() error {
-	for t := w.o.TriggeredAt; ; t = t.Add(time.Millisecond) {
+	for t, tries := w.o.TriggeredAt, 0; ; t, tries = t.Add(time.Millisecond), tries+1 {
 		w.id = NewID(w.o.GUID, t)
 		taken := false
 		for _, d := range w.live() {
-			err := w.markOne(d)
+			err := w.within(d, func(ctx context.Context) error { return d.mark(ctx, w.id) })
 			switch {
 			case err == nil:
-			case errors.Is(err, storage.ErrExists):
+			case errors.Is(err, storage.ErrExists) && tries < maxTries:
 				taken = true
+			case errors.Is(err, storage.ErrExists):
+				// Another destination's marker, most likely.
+				w.giveUp(d, fmt.Errorf("%s: no ID is free there; is it the same place as another store? %w", d.Bucket, err))
 			case w.ctx.Err() != nil:
 				return context.Cause(w.ctx)
 			default:
 				w.giveUp(d, err)
+				w.removeMarker(d)
 			}
 		}
 		if len(w.live()) == 0 {
@@ -265,8 +274,9 @@ func (w *Writer) mark() error {
 			return nil
 		}
 		for _, d := range w.live() {
-			if err := d.unmark(w.ctx, w.id); err != nil {
+			if err := w.within(d, func(ctx context.Context) error { return d.unmark(ctx, w.id) }); err != nil {
 				w.giveUp(d, err)
+				w.removeMarker(d)
 			}
 		}
 	}
@@ -277,36 +287,59 @@ func (d *Destination) unmark(ctx context.Context, id ID) error {
 	if !d.marked {
 		return nil
 	}
+	if err := d.Bucket.Delete(ctx, id.String()+incompleteSuffix); err != nil {
+		return err
+	}
 	d.marked = false
-	return d.Bucket.Delete(ctx, id.String()+incompleteSuffix)
+	return nil
+}
+
+// within runs an operation on a destination, which may take no longer than the
+// stall time-out.
+func (w *Writer) within(d *Destination, do func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(d.ctx, w.o.StallTimeout, w.stalled(d))
+	defer cancel()
+	err := do(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx) // of which err only tells
+	}
+	return err
+}
+
+func (w *Writer) stalled(d *Destination) error {
+	return fmt.Errorf("%s: nothing moved for %v", d.Bucket, w.o.StallTimeout)
 }
 
 // removeMarkers removes what a backup that could not begin has left.
 func (w *Writer) removeMarkers() {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), cleanupTime)
-	defer cancel()
 	for _, d := range w.dst {
-		if err := d.unmark(ctx, w.id); err != nil {
-			w.log.Warn("marker not removed", "store", d.Bucket.String(), "err", err)
-		}
+		w.removeMarker(d)
 	}
 }
 
-// markOne creates the marker in one destination. A bucket where anything else
-// has the ID already is as good as taken.
-func (w *Writer) markOne(d *Destination) error {
-	key := w.id.String() + incompleteSuffix
-	note := "This backup is being made, or was never finished. It is complete when " + w.id.String() + ".json exists.\n"
-	if err := d.Bucket.Put(d.ctx, key, bytes.NewReader([]byte(note)), &storage.PutOptions{IfAbsent: true}); err != nil {
+func (w *Writer) removeMarker(d *Destination) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), cleanupTime)
+	defer cancel()
+	if err := d.unmark(ctx, w.id); err != nil {
+		w.log.Warn("marker not removed", "store", d.Bucket.String(), "err", err)
+	}
+}
+
+// mark creates the marker. A bucket where anything else has the ID already is as
+// good as taken.
+func (d *Destination) mark(ctx context.Context, id ID) error {
+	key := id.String() + incompleteSuffix
+	note := "This backup is being made, or was never finished. It is complete when " + id.String() + ".json exists.\n"
+	if err := d.Bucket.Put(ctx, key, strings.NewReader(note), &storage.PutOptions{IfAbsent: true}); err != nil {
 		return err
 	}
 	d.marked = true
-	for o, err := range d.Bucket.List(d.ctx, w.id.String()) {
+	for o, err := range d.Bucket.List(ctx, id.String()) {
 		if err != nil {
 			return err
 		}
-		if id, _, ok := cutID(o.Key); ok && id == w.id && o.Key != key {
-			if err := d.unmark(d.ctx, w.id); err != nil {
+		if other, _, ok := cutID(o.Key); ok && other == id && o.Key != key {
+			if err := d.unmark(ctx, id); err != nil {
 				return err
 			}
 			return storage.ErrExists
@@ -340,7 +373,7 @@ func (w *Writer) giveUp(d *Destination, err error) {
 	close(d.failed)
 	d.cancel(err)
 	if len(w.dst) > 1 && w.ctx.Err() == nil {
-		w.log.Error("destination given up", "store", d.Bucket.String(), "err", err)
+		w.log.Info("destination given up", "store", d.Bucket.String(), "err", err)
 	}
 	if len(w.live()) == 0 {
 		w.cancel(w.allFailed())
@@ -467,6 +500,12 @@ func (w *Writer) storeFrames() {
 // stream was not a whole dump or where no destination has the backup in the end;
 // otherwise Destinations tells which have it.
 func (w *Writer) Commit() error {
+	if w.ended.Swap(true) {
+		if err := context.Cause(w.ctx); err != nil && !errors.Is(err, context.Canceled) {
+			return err
+		}
+		return errors.New("the backup is finished already")
+	}
 	err := w.commit()
 	if err != nil {
 		w.cancel(err)
@@ -477,9 +516,6 @@ func (w *Writer) Commit() error {
 }
 
 func (w *Writer) commit() error {
-	if w.closed {
-		return errors.New("the backup is finished already")
-	}
 	if len(w.frame) > 0 || w.scan.bytes == 0 {
 		// Even an empty stream has one frame: gunzip refuses no input at all.
 		if err := w.room(); err != nil {
@@ -494,7 +530,9 @@ func (w *Writer) commit() error {
 	w.wg.Wait()
 	for _, d := range w.dst {
 		close(d.queue)
-		<-d.done
+	}
+	for _, d := range w.dst {
+		w.await(d)
 	}
 	if w.ctx.Err() != nil {
 		return context.Cause(w.ctx)
@@ -516,7 +554,7 @@ func (w *Writer) commit() error {
 	m.Parts = s.parts
 	index := &TOC{
 		Version: Version, BackupID: m.BackupID, Settings: w.o.Settings, Frames: s.frames,
-		Contents: w.scan.gatherer.Contents(), Outline: w.scan.outliner.Outline(),
+		Contents: w.scan.contents, Outline: w.scan.outliner.Outline(),
 	}
 	toc, err := index.encode(w.o.Key.Passphrase(), w.o.Derivation)
 	if err != nil {
@@ -549,6 +587,27 @@ func (w *Writer) commit() error {
 	return nil
 }
 
+// await waits for the end of a destination's goroutine, as long as it takes
+// something now and then.
+func (w *Writer) await(d *Destination) {
+	tick := time.NewTicker(w.o.StallTimeout)
+	defer tick.Stop()
+	for taken := int64(-1); ; {
+		select {
+		case <-d.done:
+			return
+		case <-tick.C:
+			now := d.taken.Load()
+			if now == taken {
+				d.cancel(w.stalled(d))
+				<-d.done
+				return
+			}
+			taken = now
+		}
+	}
+}
+
 func describe(name string, b []byte) *Object {
 	sum := sha256.Sum256(b)
 	return &Object{name, int64(len(b)), hex.EncodeToString(sum[:])}
@@ -559,7 +618,9 @@ func describe(name string, b []byte) *Object {
 func (w *Writer) seal(d *Destination, toc, metadata []byte) error {
 	id := w.id.String()
 	put := func(suffix string, b []byte) error {
-		return d.Bucket.Put(d.ctx, id+suffix, bytes.NewReader(b), nil)
+		return w.within(d, func(ctx context.Context) error {
+			return d.Bucket.Put(ctx, id+suffix, bytes.NewReader(b), nil)
+		})
 	}
 	if err := put(sumsSuffix, w.store.sums); err != nil {
 		return err
@@ -567,25 +628,25 @@ func (w *Writer) seal(d *Destination, toc, metadata []byte) error {
 	if err := put(tocSuffix, toc); err != nil {
 		return err
 	}
-	if err := w.compareParts(d); err != nil {
+	if err := w.within(d, func(ctx context.Context) error { return w.compareParts(ctx, d) }); err != nil {
 		return err
 	}
 	if err := put(metadataSuffix, metadata); err != nil {
 		return err
 	}
-	if err := d.Bucket.Delete(d.ctx, id+incompleteSuffix); err != nil {
+	if err := w.within(d, func(ctx context.Context) error { return d.unmark(ctx, w.id) }); err != nil {
 		w.log.Info("marker not removed, which does no harm", "store", d.Bucket.String(), "err", err)
 	}
 	return nil
 }
 
 // compareParts lists the parts once more and compares their sizes.
-func (w *Writer) compareParts(d *Destination) error {
+func (w *Writer) compareParts(ctx context.Context, d *Destination) error {
 	want := make(map[string]int64)
 	for _, p := range w.Metadata.Parts {
 		want[p.Name] = p.Size
 	}
-	for o, err := range d.Bucket.List(d.ctx, w.id.String()) {
+	for o, err := range d.Bucket.List(ctx, w.id.String()) {
 		if err != nil {
 			return err
 		}
@@ -603,9 +664,13 @@ func (w *Writer) compareParts(d *Destination) error {
 }
 
 // Abort gives the backup up and removes what it left, as far as that is
-// permitted. cause is why; it is what the destinations' uploads fail with.
+// permitted. cause is why; it is what the destinations' uploads fail with. A
+// Commit under way then fails; after one that succeeded it does nothing.
 func (w *Writer) Abort(cause error) {
 	w.cancel(cause)
+	if w.ended.Swap(true) {
+		return
+	}
 	w.cleanUp(cause)
 }
 
@@ -776,7 +841,7 @@ func (w *Writer) hand(d *Destination, c *chunk) error {
 	case <-d.ctx.Done(): // it was given up, or is about to be
 		c.release()
 	case <-t.C:
-		d.cancel(fmt.Errorf("%s took no data for %v", d.Bucket, w.o.StallTimeout))
+		d.cancel(w.stalled(d))
 		c.release()
 	case <-w.ctx.Done():
 		return context.Cause(w.ctx)
@@ -849,6 +914,7 @@ func (r *partReader) next() error {
 				// Only the last chunk of a part ends it.
 				return io.ErrUnexpectedEOF
 			}
+			r.d.taken.Add(1)
 			r.chunk, r.rest = c, c.data
 		case <-r.d.ctx.Done():
 			return context.Cause(r.d.ctx)

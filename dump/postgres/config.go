@@ -520,7 +520,8 @@ func quoteValue(v string) string {
 	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(v) + "'"
 }
 
-// baseEnv is our environment without what is ours alone: DUMP_KEY holds a passphrase.
+// baseEnv is our environment without what is ours alone: DUMP_KEY holds a passphrase. crypto.WithoutSecrets does the
+// same where this package cannot reach.
 func baseEnv() []string {
 	return slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "DUMP_") })
 }

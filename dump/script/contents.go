@@ -179,6 +179,7 @@ type Gatherer struct {
 	contents  Contents
 	blocks    []place
 	encodings map[string]string
+	escapes   bool  // standard_conforming_strings is off
 	section   int64 // where the dump of a database began whose \connect is still to come, or -1
 	end       int64
 
@@ -316,6 +317,9 @@ func (g *Gatherer) statement(it Item) {
 		g.largeObject(text)
 	case bytes.HasPrefix(text, []byte("SELECT pg_catalog.setval(")):
 		g.sequence(text)
+	case bytes.HasPrefix(text, []byte("SET standard_conforming_strings ")):
+		_, value, _ := ParseSet(text)
+		g.escapes = value == "off"
 	case bytes.HasPrefix(text, []byte("CREATE DATABASE ")):
 		g.createDatabase(text)
 	case bytes.HasPrefix(text, []byte("CREATE SUBSCRIPTION ")):
@@ -350,7 +354,7 @@ func (g *Gatherer) createDatabase(text []byte) {
 
 // sequence reads SELECT pg_catalog.setval('schema.name', value, called);
 func (g *Gatherer) sequence(text []byte) {
-	p := tokens{text: text[len("SELECT pg_catalog.setval("):]}
+	p := tokens{text: text[len("SELECT pg_catalog.setval("):], backslashes: g.escapes}
 	kind, literal := p.next()
 	if kind != '\'' || !p.is(",") {
 		return

@@ -30,30 +30,31 @@ func Ending(s State, reason string) []byte {
 	case s.within == blockComment:
 		b.WriteString(strings.Repeat("*/\n", s.nested+1))
 	}
-	failing(&b, s.key, "DO $dump$BEGIN RAISE EXCEPTION USING MESSAGE = "+literal(reason)+"; END$dump$")
-	b.Write(UnknownEnding(s.key, nil, reason))
+	keys := strings.Fields(s.keys)
+	failing(&b, keys, "DO $dump$BEGIN RAISE EXCEPTION USING MESSAGE = "+literal(reason)+"; END$dump$")
+	b.Write(UnknownEnding(keys, nil, reason))
 	return b.Bytes()
 }
 
 // UnknownEnding is the ending for a script whose state is not known: it repeats
 // itself behind each opener that may swallow it, those of dollar quotes with the
 // given tags (with their dollars) among them, besides those that pg_dump makes.
-// Key is that of the last \restrict, or "".
+// The keys are those of all \restrict: psql may have missed any \unrestrict.
 //
 // It contains nothing that opens or closes anything where it is swallowed, so
 // that the reason is shown as the name of a column, and shortened to 63 bytes.
-func UnknownEnding(key string, tags []string, reason string) []byte {
+func UnknownEnding(keys, tags []string, reason string) []byte {
 	statement := "SELECT " + identifier(reason)
 	var b bytes.Buffer
 	b.WriteString("\n")
-	failing(&b, key, statement)
+	failing(&b, keys, statement)
 	openers := []string{"'", "\"", strings.Repeat("*/ ", 64), "$$", "$_$"}
 	for n := range 7 { // appendStringLiteralDQ in string_utils.c
 		openers = append(openers, "$_"+strings.Repeat("X", n+1)+"$")
 	}
 	for _, opener := range append(openers, tags...) {
 		b.WriteString(opener + "\n")
-		failing(&b, key, statement)
+		failing(&b, keys, statement)
 	}
 	return b.Bytes()
 }
@@ -67,9 +68,9 @@ func UnknownEnding(key string, tags []string, reason string) []byte {
 //   - \r forgets what there is of a statement, with its parentheses and BEGINs.
 //   - ON_ERROR_STOP holds from the next line on. Whatever fails then, be it only
 //     because the transaction was aborted, ends psql with status 3.
-func failing(b *bytes.Buffer, key, statement string) {
+func failing(b *bytes.Buffer, keys []string, statement string) {
 	b.WriteString(strings.Repeat("\t", 1700) + "\n\\.\n")
-	if key != "" {
+	for _, key := range keys {
 		b.WriteString("\\unrestrict " + key + "\n")
 	}
 	b.WriteString("\\r\n\\set ON_ERROR_STOP on\n" + statement + ";\n")
@@ -157,7 +158,7 @@ func (g *Guard) item(it Item) error {
 	if it.Kind == CopyRows {
 		g.tags.add(it.Text)
 	}
-	g.until = it.Offset + int64(len(it.Text))
+	g.until = max(g.base, it.Offset+int64(len(it.Text)))
 	if it.Offset < g.base {
 		g.direct = g.until
 		return g.pass(it.Text)
@@ -196,7 +197,7 @@ func (g *Guard) Fail(reason string) error {
 	s := g.State()
 	ending := Ending(s, reason)
 	if len(g.tags.list) > 0 {
-		ending = append(ending, UnknownEnding(s.key, g.tags.list, reason)...)
+		ending = append(ending, UnknownEnding(strings.Fields(s.keys), g.tags.list, reason)...)
 	}
 	if err := g.pass(ending); err != nil {
 		return fmt.Errorf("end the script: %w", err)

@@ -19,6 +19,7 @@ type State struct {
 	copying int    // blocks of COPY data that begin here: the open one, and those of further COPY statements on its line
 	midRow  bool   // within a row of COPY data
 	key     string // of the \restrict in force
+	keys    string // of every \restrict so far, each with a space behind it
 }
 
 // Between tells that neither a statement nor a block of COPY data is open.
@@ -27,8 +28,9 @@ func (s State) Between() bool { return !s.started && s.copying == 0 }
 // InCopy tells that COPY data are open.
 func (s State) InCopy() bool { return s.copying > 0 }
 
-// Key returns the key of the \restrict in force, or "".
-func (s State) Key() string { return s.key }
+// Restricted tells that a \restrict is in force, so that psql refuses every
+// meta-command but \unrestrict.
+func (s State) Restricted() bool { return s.key != "" }
 
 // String says where the state is, for a message: "in a quoted string".
 func (s State) String() string {
@@ -53,6 +55,9 @@ func (s State) String() string {
 		return "in a statement"
 	}
 }
+
+// maxKeys bounds the memory for keys: those of a thousand databases.
+const maxKeys = 64 << 10
 
 // within is one of the exclusive states of the lexer in psqlscan.l.
 type within uint8
@@ -663,6 +668,10 @@ func (l *lexer) run(name string, text []byte) {
 	case "restrict":
 		if args := bytes.Fields(text); len(args) > 1 {
 			l.key = string(args[1])
+			l.keys += l.key + " "
+			if over := len(l.keys) - maxKeys; over > 0 {
+				_, l.keys, _ = strings.Cut(l.keys[over-1:], " ")
+			}
 		}
 	case "unrestrict":
 		if args := bytes.Fields(text); len(args) > 1 && string(args[1]) == l.key {
