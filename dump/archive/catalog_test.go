@@ -499,6 +499,18 @@ func TestCopy(t *testing.T) {
 		wantEmpty(t, to)
 	}
 
+	// Where there is no digest, what was listed must come at least.
+	for name, all := range map[string]objects{"-2": foreign, ".json": foreign, ".sig": signed} {
+		to := storagetest.Mem()
+		cut := storagetest.NewFaulty(all.bucket(t))
+		backup := find(t, cut, testID.String())
+		cut.Add(storagetest.Fault{Op: storagetest.Open, Key: full(name), Cut: 3})
+		if err := backup.CopyTo(t.Context(), to, nil); damagedObject(err) != "ID"+name {
+			t.Errorf("%s cut: %v", name, err)
+		}
+		wantEmpty(t, to)
+	}
+
 	for _, name := range []string{".incomplete", "-0", "-1", "-2", ".sums", ".toc", ".json"} {
 		for after := range 2 {
 			to := storagetest.Mem()
@@ -621,14 +633,9 @@ func TestForeign(t *testing.T) {
 	bubble(t, "borders of segments", func(t *testing.T) {
 		for _, n := range []int{SegmentSize - 32, SegmentSize - 16, SegmentSize, SegmentSize + 16, 2 * SegmentSize, 2*SegmentSize + 16} {
 			// As many bytes of noise as make the stored stream that long, within a block.
-			all := objects{}
-			sql := text
+			var all objects
 			for size := n; ; size -= 8 {
-				sql = text[:size]
-				if all = foreignBackup(t, zip(sql), crypto.MD5, 1e9, whole); len(all[testID.String()]) == n {
-					break
-				} else if len(all[testID.String()]) < n {
-					sql = text[:size+4]
+				if all = foreignBackup(t, zip(text[:size]), crypto.MD5, 1e9, whole); len(all[testID.String()]) <= n {
 					break
 				}
 				if over := len(all[testID.String()]) - n; over > 64 {
@@ -704,6 +711,7 @@ func TestForeign(t *testing.T) {
 			"not text":         {foreignBackup(t, zip(bytes.Repeat([]byte{0}, 40<<20)), crypto.MD5, 1e9, whole), ReadOptions{}, testKeys, "key"},
 			"nothing":          {foreignBackup(t, nil, crypto.MD5, 1e9, whole), ReadOptions{}, testKeys, "key"},
 			"checksum":         {foreignBackup(t, []byte(flip(string(zip(sql)), len(zip(sql))-7, 1)), crypto.MD5, 1e9, whole), ReadOptions{}, testKeys, "ID"},
+			"sum of a frame":   {foreignBackup(t, []byte(flip(string(mustFrame(t, sql)), len(mustFrame(t, sql))-7, 1)), crypto.MD5, 1e9, whole), ReadOptions{}, testKeys, "ID"},
 			"garbage behind":   {foreignBackup(t, append(zip(sql), "garbage"...), crypto.MD5, 1e9, whole), ReadOptions{}, testKeys, "ID"},
 		} {
 			backup, err := OpenCatalog(test.bucket(t), test.keys, nil).Find(t.Context(), Ref{ID: testID.String()})

@@ -855,7 +855,7 @@ func TestKeys(t *testing.T) {
 		if backup.Status != Complete || backup.Metadata == nil || backup.Authenticated != test.ok {
 			t.Errorf("%s: %s, authenticated %v", name, backup.Status, backup.Authenticated)
 		}
-		latest, latestErr := c.Find(t.Context(), Ref{})
+		_, latestErr := c.Find(t.Context(), Ref{})
 		if test.ok {
 			if got, err := restore(t.Context(), backup, nil); err != nil || !bytes.Equal(got, g.sql) || latestErr != nil {
 				t.Errorf("%s: %d bytes, %v; latest: %v", name, len(got), err, latestErr)
@@ -872,7 +872,7 @@ func TestKeys(t *testing.T) {
 			}
 		}
 		// Without any key the newest can be named all the same, and its digests checked.
-		latest, latestErr = c.Find(t.Context(), Ref{Unauthenticated: true})
+		latest, latestErr := c.Find(t.Context(), Ref{Unauthenticated: true})
 		if test.keys == nil && (latestErr != nil || latest.ID != testID) || test.keys != nil && latestErr == nil {
 			t.Errorf("%s key, unauthenticated: %v", name, latestErr)
 		}

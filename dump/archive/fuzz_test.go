@@ -139,6 +139,7 @@ func FuzzInflate(f *testing.F) {
 		f.Add(append(b, b...))
 		f.Add([]byte(flip(string(b), len(b)-1, 0xff)))
 		f.Add([]byte(flip(string(b), len(b)-3, 0xff)))
+		f.Add([]byte(flip(string(b), len(b)-7, 0xff)))
 		f.Add([]byte(flip(string(b), frameHeader, 0xff)))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -178,11 +178,11 @@ func TestChildConn(t *testing.T) {
 	t.Setenv("PGOPTIONS", "-c geqo=off")
 	t.Setenv("PGSSLMODE", "disable")
 	t.Setenv("OTHER", "stays")
-	st, err := resolve("host=a,b password='it''s' keepalives=1 keepalives_idle='a b\\'' application_name=me")
+	_, err := resolve("host=a,b password='it''s' keepalives=1 keepalives_idle='a b\\'' application_name=me")
 	if err == nil {
 		t.Fatal("two values without a space between them")
 	}
-	st, err = resolve(`host=a,b password=se\ cret keepalives=1 keepalives_idle='a b\'' application_name=me`)
+	st, err := resolve(`host=a,b password=se\ cret keepalives=1 keepalives_idle='a b\'' application_name=me`)
 	if err != nil {
 		t.Fatal(err)
 	}

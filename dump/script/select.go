@@ -609,9 +609,7 @@ func (s *Selector) waited(h *head, it Item) bool {
 		if h.verb != "alter" || h.name != w.name || h.kind != "sequence" && h.kind != "table" {
 			break
 		}
-		p := h.list
-		if p.word("owned") && p.word("by") {
-			s.owned(w.name, &p)
+		if s.owned(h) {
 			if !s.tables.sequences[w.name] {
 				w.text = nil
 			}

@@ -62,6 +62,7 @@ func (s *Selector) ofTables(h *head) bool {
 	case kindData:
 		return wanted || t.indexes[h.name]
 	case "sequence":
+		s.owned(h)
 		return t.sequences[h.name]
 	case kindValue:
 		keep, known := t.sequences[h.name]
@@ -187,8 +188,12 @@ func (s *Selector) alterTable(h *head) bool {
 	return wanted
 }
 
-// owned notes whose a sequence is: p is at the name of the column.
-func (s *Selector) owned(sequence relation, p *tokens) {
+// owned notes whose a sequence is, if the statement tells.
+func (s *Selector) owned(h *head) bool {
+	p := h.list
+	if !p.word("owned") || !p.word("by") {
+		return false
+	}
 	var table relation
 	switch parts := p.names(); len(parts) {
 	case 2:
@@ -197,7 +202,8 @@ func (s *Selector) owned(sequence relation, p *tokens) {
 		table.schema, table.name = parts[0], parts[1]
 	}
 	t := s.tables
-	t.sequences[sequence] = t.wanted[s.inSchema(table)] || t.wanted[sequence]
+	t.sequences[h.name] = t.wanted[s.inSchema(table)] || t.wanted[h.name]
+	return true
 }
 
 func (s *Selector) index(h *head, wanted bool) bool {
