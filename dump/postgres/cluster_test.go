@@ -86,8 +86,10 @@ func TestClusterOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	major, _, _ := strings.Cut(shared.Version(), ".")
-	c := startCluster(t, ClusterOptions{Parent: parent, Durable: true, Encoding: "SQL_ASCII", Locale: "C.UTF-8", Version: major,
-		BinDir: shared.BinDir(), InitdbArgs: []string{"--data-checksums"}})
+	c := startCluster(t, ClusterOptions{
+		Parent: parent, Durable: true, Encoding: "SQL_ASCII", Locale: "C.UTF-8", Version: major,
+		BinDir: shared.BinDir(), InitdbArgs: []string{"--data-checksums"},
+	})
 	conn := session(t, c, "postgres")
 	for setting, want := range map[string]string{"fsync": "on", "synchronous_commit": "on", "server_encoding": "SQL_ASCII", "lc_collate": "C.UTF-8", "data_checksums": "on"} {
 		if got := query(t, conn, "SHOW "+setting); got != want {
@@ -141,7 +143,8 @@ func TestClusterCancelled(t *testing.T) {
 		done := make(chan error, 1)
 		go func() {
 			c, err := StartCluster(ctx, ClusterOptions{Parent: parent, Settings: map[string]string{
-				"local_preload_libraries": "no_such_library"}}) // it starts, but lets nobody in
+				"local_preload_libraries": "no_such_library",
+			}}) // it starts, but lets nobody in
 			if err == nil {
 				c.Stop()
 			}

@@ -203,8 +203,10 @@ func TestChildConn(t *testing.T) {
 			got[name] = value
 		}
 	}
-	want := map[string]string{"PGHOST": "b", "PGHOSTADDR": "10.0.0.1", "PGPORT": "77", "PGUSER": "u", "PGPASSWORD": "se cret",
-		"PGSSLMODE": "disable", "PGOPTIONS": "-c geqo=off -c x=y", "PGAPPNAME": "me", "OTHER": "stays"}
+	want := map[string]string{
+		"PGHOST": "b", "PGHOSTADDR": "10.0.0.1", "PGPORT": "77", "PGUSER": "u", "PGPASSWORD": "se cret",
+		"PGSSLMODE": "disable", "PGOPTIONS": "-c geqo=off -c x=y", "PGAPPNAME": "me", "OTHER": "stays",
+	}
 	if !maps.Equal(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}

@@ -307,8 +307,10 @@ func TestFailures(t *testing.T) {
 		data   string
 		err    []string
 	}{
-		"with a message": {`echo out; echo 'pg_dump: warning: x' >&2; echo 'pg_dump: error: no Secret-Word' >&2; exit 3`, "out\n",
-			[]string{"exit status 3: pg_dump: error: no ***"}},
+		"with a message": {
+			`echo out; echo 'pg_dump: warning: x' >&2; echo 'pg_dump: error: no Secret-Word' >&2; exit 3`, "out\n",
+			[]string{"exit status 3: pg_dump: error: no ***"},
+		},
 		"without a message":         {`echo out; exit 1`, "out\n", []string{"exit status 1"}},
 		"by a signal":               {`echo out; kill -9 $$`, "out\n", []string{"signal: killed"}},
 		"of something it left":      {`echo out; (sleep 0.05; exit 7) & exit 0`, "out\n", []string{"one of its processes ended with exit status 7"}},

@@ -198,9 +198,11 @@ func (s *settings) connConfig(t target, database, attrs string) (*pgconn.Config,
 	if n, err := strconv.Atoi(pairs["connect_timeout"]); err != nil || n < 0 {
 		pairs["connect_timeout"] = "0"
 	}
-	for _, name := range []string{"user", "password", "passfile", "sslmode", "sslkey", "sslcert", "sslcertmode", "sslrootcert",
+	for _, name := range []string{
+		"user", "password", "passfile", "sslmode", "sslkey", "sslcert", "sslcertmode", "sslrootcert",
 		"sslnegotiation", "sslpassword", "sslsni", "krbsrvname", "min_protocol_version", "max_protocol_version",
-		"channel_binding", "require_auth"} {
+		"channel_binding", "require_auth",
+	} {
 		if v, ok := s.values[name]; ok {
 			pairs[name] = v
 		}

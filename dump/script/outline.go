@@ -65,7 +65,8 @@ func (o *Outliner) Outline() Outline {
 func (o Outline) Items(s interface {
 	Item(Item) error
 	WantsData() bool
-}, open func(Range) (io.ReadCloser, error)) error {
+}, open func(Range) (io.ReadCloser, error),
+) error {
 	f := NewFeeder(s.Item)
 	for _, p := range o {
 		if p.Rows == nil {
