@@ -304,6 +304,9 @@ func RestoreSelected(ctx context.Context, b *archive.Backup, w io.Writer, s *scr
 	if s.IsZero() {
 		return nil, Restore(ctx, b, w, o, p)
 	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	p = orSilent(p)
 	defer p.Done()
 	o.Progress = adder(p)

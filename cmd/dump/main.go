@@ -12,6 +12,7 @@ import (
 
 	"encdump/dump/archive"
 	"encdump/dump/postgres"
+	"encdump/dump/script"
 	"encdump/storage"
 )
 
@@ -108,6 +109,7 @@ func explain(err error) (hint string, status int) {
 		given    *statusError
 		hinter   interface{ Hint() string }
 		notFound *archive.NotFoundError
+		noName   *script.NameError
 		wrongKey *archive.WrongKeyError
 		damage   *archive.DamageError
 	)
@@ -129,6 +131,8 @@ func explain(err error) (hint string, status int) {
 			return "the store holds no such backup; dump list --store URL shows what it holds", statusNotFound
 		}
 		return "there are: " + joinWords(notFound.Choice), statusNotFound
+	case errors.As(err, &noName):
+		return "dump show --contents lists what the backup holds", statusNotFound
 	case errors.As(err, &wrongKey) && wrongKey.Needed == "":
 		return "is it the key of this backup? --kdf and --iter name a derivation other than md5, sha256 and pbkdf2 with 10000 rounds", statusKey
 	case errors.As(err, &wrongKey):

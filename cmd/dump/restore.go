@@ -19,8 +19,19 @@ func newRestore() *cobra.Command {
     dump restore --backup-id ID | psql --quiet --dbname postgres
 
 Without an ID it takes the latest and says which. Nothing is written before its
-digest was checked. Use "set -o pipefail" in scripts: psql takes the end of its input
-for success, and only the status of dump tells that the end came too early.`, atMostOne, runRestore)
+digest was checked. A restore that fails on the way ends the script so that psql fails
+too, and keeps no row of a table that is cut. Use "set -o pipefail" in scripts all the
+same: of a dump that is killed, psql sees only the end of its input.
+
+A part of the backup is selected by the flags below; by the index of the backup only the
+rows are read that are wanted. --database takes a database as pg_dump would dump it, and
+the roles unless --no-globals is given. --table takes one table, view or sequence with
+all that is its own: columns' defaults, the sequences that they own, indexes,
+constraints, triggers, rules, policies, statistics, comments, privileges and rows. With
+it come its database and whatever of that is no table, view or part of one, since the
+table may need it: schemas, extensions, types, functions, free sequences. What ties it to
+a table that is not selected, as a foreign key or a partitioned parent, is left out, and
+said. Nothing is dropped: to restore beside a database that exists, use --rename.`, atMostOne, runRestore)
 }
 
 func runRestore(ctx context.Context, f flags, args []string) error {

@@ -44,8 +44,9 @@ type Selection struct {
 	NoTablespaces, NoSubscriptions bool
 }
 
-// TableName is the name of a table. The database is empty in a script of pg_dump
-// that does not name it.
+// TableName is the name of a table. In a script of pg_dump the database may, and
+// where the script does not name it must, be empty. Names are compared as bytes,
+// in the encoding of the script.
 type TableName struct{ Database, Schema, Table string }
 
 func (t TableName) String() string {
@@ -127,7 +128,7 @@ func (s *Selection) Check() error {
 		if slices.Contains(s.ExcludeDatabases, d) {
 			return fmt.Errorf("database %q is both chosen and excluded", d)
 		}
-		if len(s.Tables) > 0 && !slices.ContainsFunc(s.Tables, func(t TableName) bool { return t.Database == d }) {
+		if len(s.Tables) > 0 && !s.wants(d, true) {
 			return fmt.Errorf("database %q is chosen, but tables only of others", d)
 		}
 	}
@@ -146,7 +147,7 @@ func (s *Selection) Check() error {
 			return fmt.Errorf("databases %q and %q cannot both become %q", other, old, name)
 		}
 		from[name] = old
-		if !s.wants(old) {
+		if !s.wants(old, true) {
 			return fmt.Errorf("database %q has a new name, but is not chosen", old)
 		}
 	}
@@ -159,10 +160,15 @@ func (s *Selection) chosen(database string) bool {
 		!slices.Contains(s.ExcludeDatabases, database) && !s.GlobalsOnly
 }
 
-// wants tells whether anything of a database is wanted.
-func (s *Selection) wants(database string) bool {
+// wants tells whether anything of a database is wanted. Tables without database
+// are of the only one of a script of pg_dump.
+func (s *Selection) wants(database string, single bool) bool {
 	return s.chosen(database) && (len(s.Tables) == 0 ||
-		slices.ContainsFunc(s.Tables, func(t TableName) bool { return t.Database == database }))
+		slices.ContainsFunc(s.Tables, func(t TableName) bool { return t.in(database, single) }))
+}
+
+func (t TableName) in(database string, single bool) bool {
+	return t.Database == database || t.Database == "" && single
 }
 
 // maxHeld bounds the comments that are held until a statement follows.
@@ -394,7 +400,7 @@ func (s *Selector) enter(database string) {
 		return
 	}
 	sec.database, sec.named, sec.inside, sec.pending = database, true, true, false
-	sec.pass = s.sel.wants(database)
+	sec.pass = s.sel.wants(database, !s.cluster)
 	s.schema = ""
 	s.beginTables(database)
 	if sec.pass {
@@ -476,7 +482,7 @@ func (s *Selector) statement(it Item) {
 	case !s.cluster && !s.section.inside:
 		// A script of pg_dump that does not name its database.
 		s.section.inside = true
-		s.section.pass = s.sel.wants("")
+		s.section.pass = s.sel.wants("", true)
 		s.beginTables("")
 		fallthrough
 	case s.section.inside:
@@ -507,7 +513,7 @@ func (s *Selector) database(h *head) (keep bool, text []byte) {
 			}
 		}
 	}
-	keep = s.sel.wants(name) && !s.sel.DataOnly && s.allowed(h) && (h.verb != "drop" || len(s.sel.Tables) == 0)
+	keep = s.sel.wants(name, !s.cluster) && !s.sel.DataOnly && s.allowed(h) && (h.verb != "drop" || len(s.sel.Tables) == 0)
 	if !keep {
 		return false, nil
 	}

@@ -106,9 +106,10 @@ func (h *head) object() {
 	if h.verb == "create" && h.kind == "constraint" { // CREATE CONSTRAINT TRIGGER
 		h.kind = p.kind()
 	}
-	for p.word("concurrently") || p.word("if") || p.word("not") || p.word("exists") || p.word("only") {
-		continue
+	if old := *p; p.word("if") && !p.word("exists") && !(p.word("not") && p.word("exists")) {
+		*p = old // a name
 	}
+	p.word("only")
 	p.skip()
 	h.at.from = len(h.text) - len(p.text)
 	switch h.kind {
@@ -129,8 +130,10 @@ func (h *head) object() {
 			behind = "to"
 		}
 		if p.find(behind) {
-			if p.word("domain") {
+			if old := *p; p.word("domain") && !p.is(".") {
 				h.kind = "domain"
+			} else {
+				*p = old
 			}
 			h.name, _ = p.relation()
 		}

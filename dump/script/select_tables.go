@@ -38,7 +38,7 @@ func (s *Selector) beginTables(database string) {
 		statistics: map[relation]bool{}, composite: map[relation]bool{}, out: map[foreignKey]bool{}, others: map[relation]bool{},
 	}
 	for _, n := range s.sel.Tables {
-		if n.Database == database {
+		if n.in(database, !s.cluster) {
 			t.wanted[relation{n.Schema, n.Table}] = true
 		}
 	}
@@ -239,8 +239,7 @@ func (e *NameError) Error() string {
 // miss is a name that was not met yet.
 type miss struct {
 	kind, name string
-	database   string // of a table
-	relation   relation
+	table      TableName
 	met        bool
 	near       []string
 	distances  []int
@@ -269,7 +268,7 @@ func (s *Selector) expect() {
 	}
 	slices.SortFunc(s.misses, func(a, b *miss) int { return strings.Compare(a.name, b.name) })
 	for _, t := range s.sel.Tables {
-		s.misses = append(s.misses, &miss{kind: "table", name: t.String(), database: t.Database, relation: relation{t.Schema, t.Table}})
+		s.misses = append(s.misses, &miss{kind: "table", name: t.String(), table: t})
 	}
 }
 
@@ -289,12 +288,12 @@ func (s *Selector) hint(h *head) {
 	}
 	for _, m := range s.misses {
 		switch {
-		case m.kind != "table" || m.database != s.section.database:
+		case m.kind != "table" || !m.table.in(s.section.database, !s.cluster):
 		case h.kind == kindData || h.verb != "create":
-			m.met = m.met || m.relation == h.name
+			m.met = m.met || m.table.Schema == h.name.schema && m.table.Table == h.name.name
 		default:
-			m.compare(m.relation.schema+"."+m.relation.name, h.name.schema+"."+h.name.name,
-				TableName{m.database, h.name.schema, h.name.name}.String())
+			m.compare(m.table.Schema+"."+m.table.Table, h.name.schema+"."+h.name.name,
+				TableName{m.table.Database, h.name.schema, h.name.name}.String())
 		}
 	}
 }
@@ -324,7 +323,7 @@ func (s *Selector) missed() error {
 	var errs []error
 	lost := map[string]bool{}
 	for _, m := range s.misses {
-		if m.met || m.kind == "table" && lost[m.database] {
+		if m.met || m.kind == "table" && lost[m.table.Database] {
 			continue
 		}
 		name := m.name

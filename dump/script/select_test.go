@@ -294,6 +294,9 @@ database one: foreign key to_other of table s.c, which refers to public.other`)
 		out := mustSelect(t, sel, source.run(t, nil, "pg_dump", "--clean", "one"))
 		has(t, out, "DROP TABLE s.p;", "DROP TRIGGER touch ON s.p;")
 		hasNot(t, out, "DROP TABLE s.c;", "DROP SCHEMA", "DROP TYPE")
+		out = mustSelect(t, sel, source.run(t, nil, "pg_dump", "-C", "one"))
+		has(t, out, "CREATE DATABASE one", "CREATE TABLE s.p ")
+		hasNot(t, out, "CREATE TABLE s.c ")
 	})
 
 	t.Run("kinds", func(t *testing.T) {
@@ -696,6 +699,15 @@ SECURITY LABEL ON TABLE s.u IS 'x';
 COMMENT ON INDEX s.j IS 'x';
 ALTER INDEX s.i DEPENDS ON EXTENSION e;
 ALTER TABLE ONLY s.t ADD CONSTRAINT self FOREIGN KEY (a) REFERENCES s.t(a);
+CREATE INDEX if ON s.t USING btree (a);
+COMMENT ON INDEX s.if IS 'x';
+DROP INDEX IF EXISTS s.if;
+COMMENT ON CONSTRAINT c ON domain.t IS 'x';
+COMMENT ON CONSTRAINT c ON DOMAIN s.u IS 'x';
+COMMENT ON CONSTRAINT c ON DOMAIN s.d IS 'x';
+ALTER TABLE IF EXISTS ONLY s.t DROP CONSTRAINT IF EXISTS c;
+DROP TRIGGER IF EXISTS x ON s.u;
+DROP TRIGGER IF EXISTS x ON s.t;
 `, `CREATE TABLE s.t (
     a integer
 );
@@ -707,6 +719,12 @@ SELECT * FROM pg_catalog.pg_restore_relation_stats('version', '180000'::integer,
 SECURITY LABEL FOR selinux ON COLUMN s.t.a IS 'x';
 ALTER INDEX s.i DEPENDS ON EXTENSION e;
 ALTER TABLE ONLY s.t ADD CONSTRAINT self FOREIGN KEY (a) REFERENCES s.t(a);
+CREATE INDEX if ON s.t USING btree (a);
+COMMENT ON INDEX s.if IS 'x';
+DROP INDEX IF EXISTS s.if;
+COMMENT ON CONSTRAINT c ON DOMAIN s.d IS 'x';
+ALTER TABLE IF EXISTS ONLY s.t DROP CONSTRAINT IF EXISTS c;
+DROP TRIGGER IF EXISTS x ON s.t;
 `},
 	} {
 		equal(t, "script", mustSelect(t, c.sel, []byte(c.in)), c.want)
