@@ -25,13 +25,23 @@ same: of a dump that is killed, psql sees only the end of its input.
 
 A part of the backup is selected by the flags below; by the index of the backup only the
 rows are read that are wanted. --database takes a database as pg_dump would dump it, and
-the roles unless --no-globals is given. --table takes one table, view or sequence with
-all that is its own: columns' defaults, the sequences that they own, indexes,
-constraints, triggers, rules, policies, statistics, comments, privileges and rows. With
-it come its database and whatever of that is no table, view or part of one, since the
-table may need it: schemas, extensions, types, functions, free sequences. What ties it to
-a table that is not selected, as a foreign key or a partitioned parent, is left out, and
-said. Nothing is dropped: to restore beside a database that exists, use --rename.`, atMostOne, runRestore)
+the roles unless --no-globals is given.
+
+--table DATABASE.SCHEMA.TABLE takes a table, partition, view, materialized view, foreign
+table or sequence, and nothing else of the kind. With a table comes what is its own:
+defaults, sequences that its columns own, indexes, constraints, triggers, rules,
+policies, statistics, comments, privileges and data. Because a table may need them, there
+also come the roles and other globals (unless --no-globals), the database itself with its
+settings, and those of its objects that belong to no table: schemas, extensions, types,
+functions, sequences that no column owns, foreign servers. Large objects, publications,
+subscriptions, event triggers and other databases do not come. A foreign key or a
+partition's place that refers to a table that is not selected is left out and reported,
+and so is a function or type that refers to one in its declaration. A selected view, rule
+or policy that refers to one stays, and psql fails at it. Partitions and children are
+tables of their own: name each. Put double quotes around parts that hold dots or quotes;
+nothing is folded to lower case.
+
+Nothing is dropped: to restore beside a database that exists, use --rename.`, atMostOne, runRestore)
 }
 
 func runRestore(ctx context.Context, f flags, args []string) error {

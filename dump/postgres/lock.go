@@ -56,7 +56,7 @@ func (e *LockedError) Hint() string {
 	if e.PID == 0 {
 		return "try again later"
 	}
-	return "wait for it, or end that program on its host; ending only its server process would give the lock away and stop nothing"
+	return fmt.Sprintf("wait for it, or end that program on its host; ending only its server process %d would give the lock away and stop nothing", e.PID)
 }
 
 // Lock is an advisory lock in a session of its own. It is watched until Release.

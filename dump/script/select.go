@@ -188,9 +188,8 @@ type Selector struct {
 	// database, or a database.
 	section struct {
 		database string
-		named    bool // the name is known
 		inside   bool // in a database
-		pass     bool
+		pass     bool // wanted
 		begun    bool // it is known that another one has begun
 		pending  bool // of a database whose name is still to come
 	}
@@ -268,7 +267,7 @@ func (s *Selector) Close() error {
 		return s.err
 	}
 	s.resolve()
-	if s.section.pass || !s.section.inside {
+	if s.section.pass {
 		s.flush()
 	}
 	if s.err != nil {
@@ -342,6 +341,9 @@ func blockLen(text []byte) (n int) {
 	return n
 }
 
+// entry is in the comment before each entry of pg_dump's table of contents.
+var entry = []byte("Name: ")
+
 // block takes comments that stand together.
 func (s *Selector) block(text []byte) {
 	for line := range commentLines(Item{Text: text}) {
@@ -360,8 +362,7 @@ func (s *Selector) block(text []byte) {
 			if name, ok := s.sel.Rename[old]; ok {
 				text = bytes.Replace(text, []byte(`"`+old+`"`), []byte(`"`+name+`"`), 1)
 			}
-		case s.tables != nil && bytes.Contains(line, []byte("Name: ")) && bytes.Contains(s.held, []byte("-- Name: ")),
-			s.tables != nil && bytes.Contains(line, []byte("Name: ")) && bytes.Contains(s.held, []byte("-- Data for Name: ")):
+		case s.tables != nil && bytes.Contains(line, entry) && bytes.Contains(s.held, entry):
 			s.held = s.held[:0] // of an entry without statements
 		case string(line) == "-- PostgreSQL database cluster dump":
 			s.cluster = true
@@ -396,10 +397,10 @@ func (s *Selector) block(text []byte) {
 func (s *Selector) enter(database string) {
 	s.met(database)
 	sec := &s.section
-	if !sec.pending && sec.inside && sec.named && sec.database == database {
+	if !sec.pending && sec.inside && sec.database == database {
 		return
 	}
-	sec.database, sec.named, sec.inside, sec.pending = database, true, true, false
+	sec.database, sec.inside, sec.pending = database, true, false
 	sec.pass = s.sel.wants(database, !s.cluster)
 	s.schema = ""
 	s.beginTables(database)
@@ -430,7 +431,7 @@ func (s *Selector) meta(it Item) {
 	sec := &s.section
 	text := it.Text
 	command, argument, _ := strings.Cut(strings.TrimRight(string(text), "\r\n"), " ")
-	s.keep = sec.pass || !sec.inside
+	s.keep = sec.pass
 	if name, ok := ParseConnect(text); ok && !it.More {
 		s.enter(name)
 		sec.begun = true
@@ -548,7 +549,7 @@ func (s *Selector) setting(h *head) {
 	case h.verb == "select":
 		s.schema = ""
 	}
-	s.keep = (s.section.pass || !s.section.inside) && (!session || !s.sel.NoOwner) &&
+	s.keep = s.section.pass && (!session || !s.sel.NoOwner) &&
 		(name != "default_tablespace" || !s.sel.NoTablespaces)
 }
 
