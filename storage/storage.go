@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"log/slog"
 	"strings"
 	"time"
 	"unicode"
@@ -92,6 +93,109 @@ type Object struct {
 type PutOptions struct {
 	// IfAbsent makes Put fail with ErrExists where the key is taken, instead of replacing the object.
 	IfAbsent bool
+	// Transient says that the object will be deleted before long, so that a retention which the store was told to put
+	// on what it takes must not be put on this.
+	Transient bool
+}
+
+// Options are what the user may choose for all stores that are reached through a network. nil and zero values stand for
+// the defaults. What one service alone knows stands in the query of its URL.
+type Options struct {
+	// Patience is how long one request, such as a chunk of an upload, is tried again while its errors are temporary,
+	// before it fails with an error that matches ErrTemporary. 0 is DefaultPatience.
+	Patience time.Duration
+	// Timeout is how long one attempt of a request may make no progress at all before it counts as a temporary failure.
+	// 0 is DefaultTimeout.
+	Timeout time.Duration
+	// Logger is told of attempts that failed; nil is silent.
+	Logger *slog.Logger
+}
+
+// Defaults of Options.
+const (
+	DefaultPatience = 5 * time.Minute
+	DefaultTimeout  = time.Minute
+)
+
+// WithDefaults returns o, which may be nil, with the defaults where it leaves something out.
+func (o *Options) WithDefaults() Options {
+	var out Options
+	if o != nil {
+		out = *o
+	}
+	if out.Patience <= 0 {
+		out.Patience = DefaultPatience
+	}
+	if out.Timeout <= 0 {
+		out.Timeout = DefaultTimeout
+	}
+	if out.Logger == nil {
+		out.Logger = slog.New(slog.DiscardHandler)
+	}
+	return out
+}
+
+// What only some stores can do. As finds these in a Bucket.
+type (
+	// Uploader is a store where an upload that was cut off, as by a crash, leaves something behind that no listing
+	// shows and that is paid for.
+	Uploader interface {
+		// Uploads yields the uploads that were begun and neither completed nor aborted, of keys that begin with
+		// prefix, in no order. An error, yielded with a zero Upload, ends the sequence.
+		Uploads(ctx context.Context, prefix string) iter.Seq2[Upload, error]
+		// AbortUpload removes what the upload left. One that is gone is no error.
+		AbortUpload(ctx context.Context, u Upload) error
+	}
+
+	// Locker is a store that can forbid for a while that an object is deleted.
+	Locker interface {
+		// LockedUntil returns the time from which on the object may be deleted; the zero time where nothing
+		// forbids it now, and FarFuture where it has no end, as of a legal hold.
+		LockedUntil(ctx context.Context, key string) (time.Time, error)
+	}
+
+	// Inspector is a store that tells of its settings.
+	Inspector interface {
+		// Inspect returns the settings that matter to backups, such as versioning, lock and encryption, in a
+		// sensible order. What may not be asked, or is not known to the service, is a Setting with Err.
+		Inspect(ctx context.Context) []Setting
+	}
+
+	// Wholer is a store where a backup is one object unless the user wants parts.
+	Wholer interface{ PrefersWhole() bool }
+)
+
+// Upload is an upload under way, or abandoned.
+type Upload struct {
+	Key     string
+	ID      string    // names it to the service
+	Started time.Time // by the clock of the store
+}
+
+// Setting is what Inspect tells.
+type Setting struct {
+	Name  string // as "versioning"
+	Value string // for people, as "enabled"
+	Err   error  // why it is not known
+}
+
+// FarFuture stands for a lock without end.
+var FarFuture = time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
+
+// As returns b as a T where b, or what it wraps by a method Unwrap() Bucket, is one.
+func As[T any](b Bucket) (T, bool) {
+	for b != nil {
+		if t, ok := b.(T); ok {
+			return t, true
+		}
+		w, ok := b.(interface{ Unwrap() Bucket })
+		if !ok {
+			break
+		}
+		b = w.Unwrap()
+	}
+	var zero T
+	return zero, false
 }
 
 // Error is what the methods of a Bucket return: which operation failed on what, and why.

@@ -24,7 +24,7 @@ type opened struct {
 func (o opened) String() string { return o.u.Host + o.u.Path }
 
 func init() {
-	storage.Register("test", func(_ context.Context, u *url.URL) (storage.Bucket, error) {
+	storage.Register("test", func(_ context.Context, u *url.URL, _ storage.Options) (storage.Bucket, error) {
 		if u.Host == "broken" {
 			return nil, errors.New("broken")
 		}
@@ -52,7 +52,7 @@ func TestOpenURLPaths(t *testing.T) {
 		"file://localhost/var/backups":     "/var/backups",
 		"file:///var/lib/postgresql@host/": "/var/lib/postgresql@host/",
 	} {
-		b, err := storage.OpenURL(t.Context(), in)
+		b, err := storage.OpenURL(t.Context(), in, nil)
 		if err != nil {
 			t.Errorf("%s: %v", in, err)
 			continue
@@ -60,7 +60,7 @@ func TestOpenURLPaths(t *testing.T) {
 		if b.String() != want {
 			t.Errorf("%s opened %q, want %q", in, b, want)
 		}
-		again, err := storage.OpenURL(t.Context(), b.String())
+		again, err := storage.OpenURL(t.Context(), b.String(), nil)
 		if err != nil || again.String() != want {
 			t.Errorf("%s: its String %q opened %v, %v", in, b, again, err)
 		}
@@ -69,7 +69,7 @@ func TestOpenURLPaths(t *testing.T) {
 
 func TestOpenURLReachesTheDirectory(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a b%20")
-	b, err := storage.OpenURL(t.Context(), (&url.URL{Scheme: "file", Path: dir}).String())
+	b, err := storage.OpenURL(t.Context(), (&url.URL{Scheme: "file", Path: dir}).String(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func TestOpenURLReachesTheDirectory(t *testing.T) {
 }
 
 func TestOpenURLSchemes(t *testing.T) {
-	b, err := storage.OpenURL(t.Context(), "Test://bucket/some/prefix?endpoint=http%3A%2F%2Fhost%3A9000&path-style=true")
+	b, err := storage.OpenURL(t.Context(), "Test://bucket/some/prefix?endpoint=http%3A%2F%2Fhost%3A9000&path-style=true", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestOpenURLSchemes(t *testing.T) {
 	if u.Host != "bucket" || u.Path != "/some/prefix" || u.Query().Get("endpoint") != "http://host:9000" || u.Query().Get("path-style") != "true" {
 		t.Errorf("opener got %v", u)
 	}
-	_, err = storage.OpenURL(t.Context(), "s3x://bucket/prefix")
+	_, err = storage.OpenURL(t.Context(), "s3x://bucket/prefix", nil)
 	if err == nil || err.Error() != `store s3x://bucket/prefix: unknown scheme "s3x" (known: file, test)` {
 		t.Errorf("unknown scheme: %v", err)
 	}
@@ -114,7 +114,7 @@ func TestOpenURLSchemes(t *testing.T) {
 		"test://broken":       "broken",
 		"://x":                "", // a path, as odd as it is
 	} {
-		_, err := storage.OpenURL(t.Context(), in)
+		_, err := storage.OpenURL(t.Context(), in, nil)
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%q: %v, want %q", in, err, want)
 		}
@@ -132,7 +132,7 @@ func TestErrorsWithoutCredentials(t *testing.T) {
 			"bucket:port/prefix?secret=SECRET", "bucket\x7f/?key=SECRET&sig=a@b", "user:SECRET@bucket?key=SECRET#SECRET",
 		} {
 			in := scheme + "://" + rest
-			b, err := storage.OpenURL(t.Context(), in)
+			b, err := storage.OpenURL(t.Context(), in, nil)
 			if err == nil {
 				t.Errorf("%q opened %v", in, b)
 			} else if strings.Contains(err.Error(), "SECRET") {
@@ -144,7 +144,7 @@ func TestErrorsWithoutCredentials(t *testing.T) {
 		}
 	}
 	for _, in := range []string{"test:user:SECRET@bucket", "test:/user:SECRET@bucket", "file:///x?key=SECRET", "file:///x?SECRET", "file:///x#SECRET", "unknown://bucket?key=SECRET"} {
-		if _, err := storage.OpenURL(t.Context(), in); err == nil || strings.Contains(err.Error(), "SECRET") {
+		if _, err := storage.OpenURL(t.Context(), in, nil); err == nil || strings.Contains(err.Error(), "SECRET") {
 			t.Errorf("%q: error %v", in, err)
 		}
 	}
@@ -170,7 +170,7 @@ func TestRegisterPanics(t *testing.T) {
 	for name, register := range map[string]func(){
 		"nil": func() { storage.Register("other", nil) },
 		"twice": func() {
-			storage.Register("file", func(context.Context, *url.URL) (storage.Bucket, error) { return nil, nil })
+			storage.Register("file", func(context.Context, *url.URL, storage.Options) (storage.Bucket, error) { return nil, nil })
 		},
 	} {
 		func() {

@@ -13,8 +13,8 @@ import (
 
 // Opener makes a Bucket of a URL. It must not create anything, and its errors must not contain the values of u's
 // query, nor its names where it does not know them: people put secrets there. u never has user information. For the scheme
-// "file" u.Path may be relative, which in text it could not be.
-type Opener func(ctx context.Context, u *url.URL) (Bucket, error)
+// "file" u.Path may be relative, which in text it could not be. o is complete.
+type Opener func(ctx context.Context, u *url.URL, o Options) (Bucket, error)
 
 var (
 	openersMu sync.RWMutex
@@ -36,8 +36,9 @@ func Register(scheme string, open Opener) {
 }
 
 // OpenURL opens the store that a user named: a URL of a registered scheme, or a plain path, which goes to the scheme
-// "file" as it stands. Nothing is created by it. Errors name the URL as Redact shows it.
-func OpenURL(ctx context.Context, rawURL string) (Bucket, error) {
+// "file" as it stands. Nothing is created by it. nil options are the defaults. Errors name the URL as Redact shows it.
+func OpenURL(ctx context.Context, rawURL string, options *Options) (Bucket, error) {
+	o := options.WithDefaults()
 	if rawURL == "" {
 		return nil, errors.New("store: empty URL")
 	}
@@ -51,7 +52,7 @@ func OpenURL(ctx context.Context, rawURL string) (Bucket, error) {
 		if strings.ContainsRune(rawURL, 0) {
 			return nil, errors.New("store: path contains a NUL character")
 		}
-		return open(ctx, "file", &url.URL{Scheme: "file", Path: rawURL})
+		return open(ctx, "file", &url.URL{Scheme: "file", Path: rawURL}, o)
 	}
 	if opener(scheme) == nil {
 		return nil, unknownScheme(scheme, rawURL)
@@ -64,15 +65,15 @@ func OpenURL(ctx context.Context, rawURL string) (Bucket, error) {
 	if u.User != nil {
 		return nil, fmt.Errorf("store %s: user and password do not belong into the URL; credentials come from where the service's own tools take them", Redact(rawURL))
 	}
-	return open(ctx, scheme, u)
+	return open(ctx, scheme, u, o)
 }
 
-func open(ctx context.Context, scheme string, u *url.URL) (Bucket, error) {
+func open(ctx context.Context, scheme string, u *url.URL, options Options) (Bucket, error) {
 	o := opener(scheme)
 	if o == nil {
 		return nil, unknownScheme(scheme, u.Path)
 	}
-	return o(ctx, u)
+	return o(ctx, u, options)
 }
 
 func opener(scheme string) Opener {

@@ -444,9 +444,10 @@ func remove(ctx context.Context, bucket storage.Bucket, id ID) error {
 			continue
 		}
 		if !b.has(incompleteSuffix) {
-			err := bucket.Put(ctx, marker, strings.NewReader("This backup is being deleted.\n"), nil)
+			transient := &storage.PutOptions{Transient: true}
+			err := bucket.Put(ctx, marker, strings.NewReader("This backup is being deleted.\n"), transient)
 			if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-				err = bucket.Put(ctx, marker, strings.NewReader(""), nil) // a name still fits on a full disk
+				err = bucket.Put(ctx, marker, strings.NewReader(""), transient) // a name still fits on a full disk
 			}
 			if err != nil {
 				return err

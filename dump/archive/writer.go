@@ -330,7 +330,7 @@ func (w *Writer) removeMarker(d *Destination) {
 func (d *Destination) mark(ctx context.Context, id ID) error {
 	key := id.String() + incompleteSuffix
 	note := "This backup is being made, or was never finished. It is complete when " + id.String() + ".json exists.\n"
-	if err := d.Bucket.Put(ctx, key, strings.NewReader(note), &storage.PutOptions{IfAbsent: true}); err != nil {
+	if err := d.Bucket.Put(ctx, key, strings.NewReader(note), &storage.PutOptions{IfAbsent: true, Transient: true}); err != nil {
 		return err
 	}
 	d.marked = true

@@ -28,7 +28,7 @@ import (
 )
 
 func init() {
-	storage.Register("file", func(_ context.Context, u *url.URL) (storage.Bucket, error) {
+	storage.Register("file", func(_ context.Context, u *url.URL, _ storage.Options) (storage.Bucket, error) {
 		switch {
 		case u.Host != "" && u.Host != "localhost":
 			return nil, errors.New("store file://" + u.Host + "…: a directory on this host has three slashes, as in file:///var/backups; a relative one is written without file://")
