@@ -304,14 +304,36 @@ func RestoreSelected(ctx context.Context, b *archive.Backup, w io.Writer, s *scr
 	if s.IsZero() {
 		return nil, Restore(ctx, b, w, o, p)
 	}
+	p = orSilent(p)
+	p.Start("restoring", -1)
+	defer p.Done()
+	o.Progress = adder(p)
+	err = guarded(w, func(g *script.Guard) error {
+		if left, err = Select(ctx, b, g, s, o, log); err != nil {
+			return err
+		}
+		if err := g.Close(); err != nil {
+			return err
+		}
+		whole := b.Metadata != nil && b.Metadata.Source.Kind != archive.KindPartial
+		if s := g.State(); whole && !s.Between() {
+			return fmt.Errorf("the selection ended %v; restore the whole backup instead", s)
+		}
+		return nil
+	})
+	return left, err
+}
+
+// Select writes the selected part of a backup's SQL to w, as it is: without the ending that makes psql fail. A name that the
+// backup does not hold is told, where the backup has an index, before anything is written. It returns what was left out though
+// the operator may miss it.
+func Select(ctx context.Context, b *archive.Backup, w io.Writer, s *script.Selection, o archive.ReadOptions, log *slog.Logger) (left []string, err error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	p = orSilent(p)
-	defer p.Done()
-	o.Progress = adder(p)
+	sel := script.NewSelector(s, func(text []byte) error { _, err := w.Write(text); return err })
 	var outline script.Outline
-	if b.Authenticated {
+	if b.Authenticated && !s.IsZero() {
 		toc, err := b.TOC(ctx)
 		switch {
 		case err != nil:
@@ -320,69 +342,47 @@ func RestoreSelected(ctx context.Context, b *archive.Backup, w io.Writer, s *scr
 			outline = toc.Outline
 		}
 		if outline != nil {
-			p.Start("restoring", -1)
 			ranges, err := b.Ranges(ctx, toc, &o)
 			if err != nil {
 				return nil, err
 			}
-			// Once without rows, so that a name which is not there is told before
-			// anything is written.
+			// Once without rows.
+			var stored int64
 			dry := script.NewSelector(s, func([]byte) error { return nil })
-			err = outline.Items(dry, func(script.Range) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("")), nil })
+			err = outline.Items(dry, func(r script.Range) (io.ReadCloser, error) {
+				stored += ranges.Stored(int64(r.Offset), int64(r.Length))
+				return io.NopCloser(strings.NewReader("")), nil
+			})
 			if err == nil {
 				err = dry.Close()
 			}
 			if err != nil {
 				return nil, err
 			}
-			err = guarded(w, func(g *script.Guard) error {
-				sel := script.NewSelector(s, func(text []byte) error { _, err := g.Write(text); return err })
-				if err := outline.Items(sel, func(r script.Range) (io.ReadCloser, error) {
-					return ranges.Open(ctx, int64(r.Offset), int64(r.Length))
-				}); err != nil {
-					return err
-				}
-				left = sel.Skipped()
-				return finish(b, sel, g)
+			if stored > b.StoredSize()/2 {
+				outline = nil // one pass costs less than many starts
+			}
+		}
+		if outline != nil {
+			ranges, err := b.Ranges(ctx, toc, &o)
+			if err != nil {
+				return nil, err
+			}
+			err = outline.Items(sel, func(r script.Range) (io.ReadCloser, error) {
+				return ranges.Open(ctx, int64(r.Offset), int64(r.Length))
 			})
-			return left, err
+			if err != nil {
+				return nil, err
+			}
+			left = sel.Skipped()
+			return left, sel.Close()
 		}
 	}
-	p.Start("restoring", b.StoredSize())
-	r, err := b.Reader(ctx, &o)
-	if err != nil {
+	if err := read(ctx, b, o, sel.Item); err != nil {
 		return nil, err
 	}
-	defer r.Close()
-	err = guarded(w, func(g *script.Guard) error {
-		sel := script.NewSelector(s, func(text []byte) error { _, err := g.Write(text); return err })
-		f := script.NewFeeder(sel.Item)
-		if _, err := io.Copy(f, r); err != nil {
-			return err
-		}
-		if err := f.Close(); err != nil {
-			return err
-		}
-		left = sel.Skipped()
-		return finish(b, sel, g)
-	})
-	return left, err
-}
-
-// finish ends a selection. What was selected must be a whole script, unless the
-// backup itself is none.
-func finish(b *archive.Backup, sel *script.Selector, g *script.Guard) error {
-	if err := sel.Close(); err != nil {
-		return err
-	}
-	if err := g.Close(); err != nil {
-		return err
-	}
-	whole := b.Metadata != nil && b.Metadata.Source.Kind != archive.KindPartial
-	if s := g.State(); whole && !s.Between() {
-		return fmt.Errorf("the selection ended %v; restore the whole backup instead", s)
-	}
-	return nil
+	left = sel.Skipped()
+	return left, sel.Close()
 }
 
 // counter counts what a writer takes.

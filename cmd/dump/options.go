@@ -77,13 +77,25 @@ var options = []option{
 	{"no-tablespaces", toggle, "false", "", "everything goes to the default tablespace", "restore"},
 	{"no-subscriptions", toggle, "false", "", "no subscriptions", "restore"},
 
+	{"into", text, "", "DSN", "restore into this server instead of writing SQL: key-value string or URI as libpq takes them, \"\" being PGHOST and so on; of several hosts, the primary", "restore"},
+	{"clean", toggle, "false", "", "with --into: replace databases that hold something, when all is restored", "restore"},
+	{"in-place", toggle, "false", "", "with --clean: drop the old databases first, for want of room", "restore"},
+	{"keep-old", toggle, "false", "", "with --clean: keep the old databases under other names", "restore"},
+	{"terminate-connections", toggle, "false", "", "with --into: end connections that are in the way", "restore"},
+	{"drop-inactive-slots", toggle, "false", "", "with --into: first drop the replication slots that nobody uses", "restore"},
+	{"before-sql", list, "", "[DATABASE=]FILE", "with --into: SQL to run before; several", "restore"},
+	{"after-sql", list, "", "[DATABASE=]FILE", "with --into: SQL to run afterwards; several", "restore"},
+	{"keep-going", toggle, "false", "", "with --into: go on when a statement fails, and report all of these; status 3", "restore"},
+	{"no-analyze", toggle, "false", "", "with --into: gather no statistics at the end", "restore"},
+	{"maintenance-work-mem", text, "1GiB", "SIZE", "with --into: memory for building indexes, shared by all jobs", "restore"},
+
 	{"output", text, ".", "DIR|FILE|-", "where to write: a folder, a file, or - for standard output", "fetch"},
 	{"encrypted", toggle, "false", "", "fetch the objects as they are, still encrypted; needs no key", "fetch"},
 	{"level", text, "decode", "LEVEL", "metadata, digest (neither needs a key) or decode", "verify"},
 
-	{"yes", toggle, "false", "", "do not ask", "delete"},
-	{"dry-run", toggle, "false", "", "only show what would be done", "delete"},
-	{"json", toggle, "false", "", "print one JSON document on standard output", "create list show verify delete version"},
+	{"yes", toggle, "false", "", "do not ask", "delete restore"},
+	{"dry-run", toggle, "false", "", "only show what would be done", "delete restore"},
+	{"json", toggle, "false", "", "print one JSON document on standard output", "create list show restore verify delete version"},
 	{"verbose", toggle, "false", "", "say what is done, on standard error", "create list show fetch restore verify delete"},
 }
 
@@ -206,13 +218,19 @@ func must(err error) {
 
 // partSize reads --part-size.
 func (f flags) partSize() (int64, error) {
-	s := f.text("part-size")
+	n, err := f.bytes("part-size")
+	if n == 0 && err == nil {
+		return archive.WholeObject, nil
+	}
+	return n, err
+}
+
+// bytes reads a size.
+func (f flags) bytes(name string) (int64, error) {
+	s := f.text(name)
 	n, err := humanize.ParseBytes(s)
 	if err != nil || n > 1<<62 {
-		return 0, usage("write a number with a unit, as 1GB, 500MB or 4GiB", "--part-size %q is not a size", s)
-	}
-	if n == 0 {
-		return archive.WholeObject, nil
+		return 0, usage("write a number with a unit, as 1GB, 500MB or 4GiB", "--%s %q is not a size", name, s)
 	}
 	return int64(n), nil
 }

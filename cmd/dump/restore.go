@@ -13,12 +13,32 @@ import (
 )
 
 func newRestore() *cobra.Command {
-	return command("restore [--backup-id ID] [flags]", "write the SQL of a backup to standard output, for psql",
-		`restore decrypts a backup and writes its SQL to standard output:
+	return command("restore [--backup-id ID] [flags]", "restore a backup: into a server, or as SQL to standard output",
+		`restore replays a backup into a server, on several connections:
+
+    dump restore --backup-id ID --into "host=pg1,pg2,pg3 user=postgres"
+
+or decrypts it and writes its SQL to standard output:
 
     dump restore --backup-id ID | psql --quiet --dbname postgres
 
-Without an ID it takes the latest and says which. Nothing is written before its
+Without an ID it takes the latest and says which.
+
+With --into, the primary is found among the hosts, and nothing is changed before the
+backup and the server were looked at. Databases are restored under other names and take
+their places by renaming, all at once, when all has succeeded: until then, and when the
+restore fails or is interrupted, the server has the databases that it had. One that holds
+something is replaced only with --clean; --dry-run shows the plan. Connections to a
+database that is replaced are in the way; --terminate-connections ends them. A restore
+that was killed leaves databases whose names begin with dump_restoring_; the next one
+removes them. --in-place drops the old databases first: it needs less room, and gives up
+that the old data are there until the new ones are. Roles and tablespaces that exist are
+no failure; those of the backup are set in the server, also when the restore fails later.
+A statement that fails ends the restore, unless --keep-going is given. --data-only adds
+rows to the tables that are there, table by table, and is the one form that does not
+take place all at once.
+
+Written to standard output, the script works as follows. Nothing is written before its
 digest was checked. A restore that fails on the way ends the script so that psql fails
 too, and keeps no row of a table that is cut. Use "set -o pipefail" in scripts all the
 same: of a dump that is killed, psql sees only the end of its input.
@@ -41,7 +61,7 @@ or policy that refers to one stays, and psql fails at it. Partitions and childre
 tables of their own: name each. Put double quotes around parts that hold dots or quotes;
 nothing is folded to lower case.
 
-Nothing is dropped: to restore beside a database that exists, use --rename.`, atMostOne, runRestore)
+Without --clean nothing is dropped: to restore beside a database that exists, use --rename.`, atMostOne, runRestore)
 }
 
 func runRestore(ctx context.Context, f flags, args []string) error {
@@ -53,6 +73,13 @@ func runRestore(ctx context.Context, f flags, args []string) error {
 	if err != nil {
 		return err
 	}
+	if !f.Changed("into") {
+		for _, name := range intoOnly {
+			if f.Changed(name) && os.Getenv(variable(name)) == "" {
+				return usage("without it, restore only writes SQL", "--%s goes with --into", name)
+			}
+		}
+	}
 	keys, err := f.neededKeyring(ctx)
 	if err != nil {
 		return err
@@ -63,6 +90,9 @@ func runRestore(ctx context.Context, f flags, args []string) error {
 	}
 	if f.text("backup-id") == "" && len(args) == 0 {
 		say("restoring %s", describe(b))
+	}
+	if f.Changed("into") {
+		return runInto(ctx, f, b, selection, o)
 	}
 	left, err := dump.RestoreSelected(ctx, b, os.Stdout, selection, o, progressUnlessOutput(), newLogger(f.is("verbose")))
 	for _, text := range left {

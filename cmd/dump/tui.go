@@ -185,6 +185,15 @@ func (b *bar) Add(n int64) {
 	}
 }
 
+// describe changes what stands before the numbers.
+func (b *bar) describe(text string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.bar != nil {
+		b.bar.Describe("dump: " + text)
+	}
+}
+
 func (b *bar) Done() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

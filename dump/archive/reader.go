@@ -104,6 +104,15 @@ func (b *Backup) Ranges(ctx context.Context, toc *TOC, o *ReadOptions) (*Ranges,
 	return r, nil
 }
 
+// Stored returns how many bytes of the stored stream Open reads for a range.
+func (r *Ranges) Stored(offset, length int64) int64 {
+	if length <= 0 || offset < 0 || offset+length > r.frames[len(r.frames)-1].plain {
+		return 0
+	}
+	d := r.locate(offset, length)
+	return min((d.last+1)*SegmentSize, d.stream.size()) - d.first*SegmentSize
+}
+
 // Open returns the plain bytes of a range. Only the segments are read that hold
 // its frames, and the one before where the first cipher block of these is the
 // first of its segment; each is checked before anything of it is released. The
@@ -116,6 +125,14 @@ func (r *Ranges) Open(ctx context.Context, offset, length int64) (io.ReadCloser,
 	if length == 0 {
 		return io.NopCloser(bytes.NewReader(nil)), nil
 	}
+	d := r.locate(offset, length)
+	d.start(ctx)
+	return d, nil
+}
+
+// locate makes a decoder of a range, not started yet, that is not empty and lies in the stream.
+func (r *Ranges) locate(offset, length int64) *decoder {
+	end := offset + length
 	// The frame that holds a plain offset is the last that begins at or before it.
 	frame := func(plain int64) int {
 		return sort.Search(len(r.frames), func(i int) bool { return r.frames[i].plain > plain }) - 1
@@ -130,8 +147,7 @@ func (r *Ranges) Open(ctx context.Context, offset, length int64) (io.ReadCloser,
 	d.frameCount = last - first + 1
 	d.trim = offset - r.frames[first].plain
 	d.size = length
-	d.start(ctx)
-	return &d, nil
+	return &d
 }
 
 // decoder makes the decoder of the backup's stream, not started yet, after what

@@ -112,6 +112,31 @@ func (b *Backup) TOC(ctx context.Context) (*TOC, error) {
 	return parseTOC(b.ID, text, b.key.Passphrase(), b.Metadata.Encryption.Derivation())
 }
 
+// Probe looks at a backup before much depends on it: all parts must be there in their sizes, and the first and the
+// last frame must decode, from segments with the right digests.
+func (b *Backup) Probe(ctx context.Context, toc *TOC, o *ReadOptions) error {
+	ranges, err := b.Ranges(ctx, toc, o)
+	if err != nil {
+		return err
+	}
+	end := b.Metadata.Sizes.Plain
+	if end == 0 {
+		return nil
+	}
+	for _, at := range []int64{0, end - 1} {
+		r, err := ranges.Open(ctx, at, 1)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, r)
+		r.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Decode decodes the whole backup and throws it away, which proves that it can
 // be read, and compares the index with the metadata. It returns the number of
 // plain bytes.

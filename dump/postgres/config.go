@@ -44,6 +44,12 @@ func DSNHasPassword(dsn string) bool {
 	return err == nil && (values["password"] != "" || values["sslpassword"] != "")
 }
 
+// DSNDatabase returns the database that a connection string itself names; empty where it names none.
+func DSNDatabase(dsn string) string {
+	values, _ := parseDSN(dsn)
+	return values["dbname"]
+}
+
 // keyword says how libpq's keyword reaches a child process.
 type keyword struct {
 	env    string // its environment variable, empty when there is none

@@ -118,6 +118,14 @@ func (l *Lock) Err() error {
 	return l.err
 }
 
+// PID is the number of the server process that holds the lock; 0 when none does.
+func (l *Lock) PID() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	pid, _ := strconv.Atoi(l.pid)
+	return pid
+}
+
 // Release gives the lock back and ends its session, within 5 seconds and also when ctx was cancelled. Releasing a lost
 // lock or a second time is no error.
 func (l *Lock) Release(ctx context.Context) error {

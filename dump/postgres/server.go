@@ -22,7 +22,8 @@ import (
 const appName = "dump"
 
 // Server is a PostgreSQL server that a Config led to. Every later connection and child process goes to the same one,
-// also where the Config names several or a name has several addresses. Methods may be called concurrently.
+// also where the Config names several or a name has several addresses. Methods may be called concurrently, but for those that change
+// the server or where it is connected to.
 type Server struct {
 	cfg      Config
 	settings *settings
@@ -32,6 +33,7 @@ type Server struct {
 	info     Info
 	sysID    uint64
 	sysIDErr error
+	looked   []int // server processes of connections that Look has closed
 }
 
 // Info is what a server says about itself.
@@ -55,6 +57,12 @@ func Connect(ctx context.Context, c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	return connectServer(ctx, c, st)
+}
+
+// connectServer is Connect with settings that were looked up.
+func connectServer(ctx context.Context, c Config, st *settings) (*Server, error) {
+	var err error
 	for _, name := range []string{"sslcrl", "sslcrldir", "requirepeer", "gssencmode"} {
 		if v := st.values[name]; v != "" && v != "disable" && v != "prefer" {
 			c.logger().Warn("a connection setting is honoured by pg_dumpall only, not by our own connections", "setting", name)

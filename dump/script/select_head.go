@@ -342,6 +342,9 @@ func quoteName(s string) string {
 	return `"` + strings.ReplaceAll(s, `"`, `""`) + `"`
 }
 
+// QuoteName writes a name for SQL: in quotes, unless it is plain.
+func QuoteName(s string) string { return quoteName(s) }
+
 // plainName tells whether psql and SQL read a name as it is. Keywords pass.
 func plainName(s string) bool {
 	for i, c := range []byte(s) {
