@@ -2,16 +2,22 @@ package dump
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
 	"encdump/crypto"
 	"encdump/dump/archive"
+	"encdump/dump/postgres"
 	"encdump/dump/script"
 	"encdump/storage"
+	"encdump/storage/file"
 	"encdump/storage/storagetest"
 )
 
@@ -94,4 +100,121 @@ func TestRestoreReadsLittle(t *testing.T) {
 	if whole != string(sql) || read < m.Sizes.Stored {
 		t.Error("without a selection it is not the whole")
 	}
+}
+
+// TestRestoreReadsLittleOfShop counts the same for a small table of the data set
+// bench/shop.sql beside its large ones, out of a real dump: metadata, sums, toc
+// and the segments of the table's own frames. TEST_SHOP_SCALE is the size of
+// the data set; at 1 that is 1.1 GB, of which less than 2 % is read.
+func TestRestoreReadsLittleOfShop(t *testing.T) {
+	scale := cmp.Or(os.Getenv("TEST_SHOP_SCALE"), "0.03")
+	c, err := postgres.StartCluster(t.Context(), postgres.ClusterOptions{Settings: map[string]string{"max_wal_size": "4GB", "autovacuum": "off"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Stop()
+	psql := func(database string, in io.Reader, args ...string) string {
+		t.Helper()
+		cmd := exec.Command("psql", append([]string{"-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", c.DSN(database)}, args...)...)
+		cmd.Stdin = in
+		var errs strings.Builder
+		cmd.Stderr = &errs
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("psql: %v\n%s", err, errs.String())
+		}
+		return string(out)
+	}
+	data, err := os.Open("../bench/shop.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer data.Close()
+	// shop.sql connects to its database by name alone, as users have it.
+	psql("postgres", io.MultiReader(data, strings.NewReader("CREATE TABLE rates (id integer PRIMARY KEY, name text);\nINSERT INTO rates SELECT i, md5(i::text) FROM generate_series(1, 5000) i;\n")), "-v", "scale="+scale)
+
+	key := crypto.NewKey(crypto.NewPassphrase([]byte("a passphrase for this test")), "test")
+	store := file.New(t.TempDir())
+	report, err := Create(t.Context(), &CreateOptions{
+		Stores: []storage.Bucket{store}, Source: postgres.Config{DSN: c.DSN("postgres")},
+		Key: func(context.Context, string, bool) (*crypto.Key, error) { return key, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := report.Metadata
+
+	bucket := storagetest.NewFaulty(store)
+	b, err := archive.OpenCatalog(bucket, crypto.Keyring{key}, nil).Find(t.Context(), archive.Ref{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rates := &script.Selection{NoGlobals: true, Tables: []script.TableName{{Database: "shop", Schema: "public", Table: "rates"}}, Rename: map[string]string{"shop": "rescue"}}
+	var out bytes.Buffer
+	if _, err := RestoreSelected(t.Context(), b, &out, rates, archive.ReadOptions{}, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	read := bucket.BytesRead()
+	psql("postgres", &out)
+	const sum = "SELECT count(*), sum(hashtext(rates::text)) FROM rates"
+	if got, want := psql("rescue", nil, "-c", sum), psql("shop", nil, "-c", sum); got != want {
+		t.Errorf("the table has %s, the source %s", got, want)
+	}
+
+	toc, err := b.TOC(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := store.Open(t.Context(), b.ID.String()+".json", 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	metadata, err := io.Copy(io.Discard, info)
+	info.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := metadata + m.TOC.Size + m.Sums.Size + segmentsOf(t, toc, m.Sizes.Stored, "shop", "rates")
+	percent := 100 * float64(read) / float64(m.Sizes.Stored)
+	t.Logf("%d bytes of SQL, %d stored; %d read (%.2f %%), of these %d metadata, %d toc, %d sums", m.Sizes.Plain, m.Sizes.Stored, read, percent, metadata, m.TOC.Size, m.Sums.Size)
+	if read > limit {
+		t.Errorf("%d bytes were read, %d are needed", read, limit)
+	}
+	if m.Sizes.Plain > 1e9 && percent >= 2 {
+		t.Errorf("%.2f %% of the backup were read", percent)
+	}
+}
+
+// segmentsOf returns the size of the segments that a table's rows lie in, by the
+// index: its frames, and the cipher block before them.
+func segmentsOf(t *testing.T, toc *archive.TOC, stored int64, database, table string) (size int64) {
+	t.Helper()
+	for _, d := range toc.Contents.Databases {
+		for _, c := range d.Copies {
+			if string(d.Name) != database || string(c.Table) != table {
+				continue
+			}
+			var plain, compressed, first, last int64
+			first = -1
+			for _, f := range toc.Frames {
+				if plain+int64(f[0]) > int64(c.Data.Offset) && plain < c.Data.End() {
+					if first < 0 {
+						first = compressed
+					}
+					last = compressed + int64(f[1])
+				}
+				plain += int64(f[0])
+				compressed += int64(f[1])
+			}
+			// 16 bytes of header stand before the frames, and a cipher block is 16 bytes,
+			// which need not begin where the frame does.
+			for s := max((first+16)/16*16-16, 0) / archive.SegmentSize; s <= (last+16-1)/archive.SegmentSize; s++ {
+				size += min(archive.SegmentSize, stored-s*archive.SegmentSize)
+			}
+		}
+	}
+	if size == 0 {
+		t.Fatalf("no table %s in the index", table)
+	}
+	return size
 }

@@ -733,17 +733,15 @@ type storer struct {
 // never changed; the last to release it gives the buffer back.
 type chunk struct {
 	data []byte
-	part string // name of the part
-	last bool   // of its part
-	refs chan struct{}
+	part string       // name of the part
+	last bool         // of its part
+	refs atomic.Int32 // destinations that are not done with it
 	pool *buffers
 }
 
 // release says that one destination is done with the chunk.
 func (c *chunk) release() {
-	select {
-	case <-c.refs:
-	default: // the last one
+	if c.refs.Add(-1) == 0 {
 		c.pool.put(c.data)
 	}
 }
@@ -804,10 +802,8 @@ func (s *storer) emit(last bool) error {
 		name = fmt.Sprintf("%s-%d", w.id, s.part)
 	}
 	live := w.live()
-	c := &chunk{data: s.chunk, part: name, last: last, refs: make(chan struct{}, len(live)), pool: s.chunks}
-	for range len(live) - 1 {
-		c.refs <- struct{}{}
-	}
+	c := &chunk{data: s.chunk, part: name, last: last, pool: s.chunks}
+	c.refs.Store(int32(len(live)))
 	s.chunk = nil
 	for _, d := range live {
 		if err := w.hand(d, c); err != nil {

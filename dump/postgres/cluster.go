@@ -77,6 +77,9 @@ func StartCluster(ctx context.Context, o ClusterOptions) (_ *Cluster, err error)
 	if err != nil {
 		return nil, err
 	}
+	if err := passable(filepath.Dir(server.path), credential); err != nil {
+		return nil, fmt.Errorf("throwaway cluster: %w", err)
+	}
 	c := &Cluster{binDir: filepath.Dir(server.path), version: server.version, logger: o.Logger, exited: make(chan struct{})}
 	if c.logger == nil {
 		c.logger = slog.New(slog.DiscardHandler)
@@ -315,7 +318,7 @@ func passable(dir string, u *syscall.Credential) error {
 			need = 0o010
 		}
 		if info.Mode().Perm()&need == 0 {
-			return withHint(fmt.Errorf("user %d, which the server runs as, cannot pass through %s", u.Uid, d), "choose another directory for temporary files (TMPDIR)")
+			return withHint(fmt.Errorf("user %d, which the server runs as, cannot pass through %s", u.Uid, d), "choose another directory for temporary files (TMPDIR) or for the server's programs, or let others pass there")
 		}
 		if d == filepath.Dir(d) {
 			return nil

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -57,12 +58,7 @@ func needCluster(t *testing.T) {
 func fillCluster() (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	settings := map[string]string{"max_locks_per_transaction": "1000", "wal_level": "logical"}
-	if cluster, err = postgres.StartCluster(ctx, postgres.ClusterOptions{Settings: settings}); err != nil {
-		return err
-	}
-	scripts, err := testdata()
-	if err != nil {
+	if cluster, err = postgres.StartCluster(ctx, postgres.ClusterOptions{Settings: clusterSettings}); err != nil {
 		return err
 	}
 	var many bytes.Buffer
@@ -71,20 +67,61 @@ func fillCluster() (err error) {
 		fmt.Fprintf(&many, "CREATE TABLE t%d (a integer, b text);INSERT INTO t%d VALUES (%d, 'x');\n", i, i, i)
 	}
 	many.WriteString("COMMIT;\n")
-	scripts["many"] = many.Bytes()
+	if out := psql(cluster.SocketDir(), many.Bytes(), "-v", "ON_ERROR_STOP=1", "-d", "postgres"); out.status != 0 {
+		return fmt.Errorf("many: %s", out.stderr)
+	}
+	return load(cluster)
+}
+
+var clusterSettings = map[string]string{"max_locks_per_transaction": "1000", "wal_level": "logical"}
+
+// load runs the files in testdata that a server knows: NAME_14.sql is for 14 and
+// later. Those of before 13 lack some of what the others have.
+func load(c *postgres.Cluster) error {
+	scripts, err := testdata()
+	if err != nil {
+		return err
+	}
 	for _, name := range slices.Sorted(maps.Keys(scripts)) {
-		if out := psql(cluster.SocketDir(), scripts[name], "-v", "ON_ERROR_STOP=1", "-d", "postgres"); out.status != 0 {
+		needed := 0
+		if m := sinceMajor.FindStringSubmatch(name); m != nil {
+			needed, _ = strconv.Atoi(m[1])
+		}
+		if filepath.Dir(name) != "testdata" || needed > majorOf(c) {
+			continue
+		}
+		stop := "ON_ERROR_STOP=1"
+		if majorOf(c) < 13 {
+			stop = "ON_ERROR_STOP=0"
+		}
+		if out := psql(c.SocketDir(), scripts[name], "-v", stop, "-d", "postgres"); out.status != 0 {
 			return fmt.Errorf("%s: %s", name, out.stderr)
 		}
 	}
 	return nil
 }
 
+var sinceMajor = regexp.MustCompile(`_(\d+)\.sql$`)
+
+// majorOf returns the major version of a server.
+func majorOf(c *postgres.Cluster) int {
+	text, _, _ := strings.Cut(c.Version(), ".")
+	n, _ := strconv.Atoi(text)
+	return n
+}
+
+// testdata returns what makes the data sets, and in testdata/scripts, what
+// pg_dump of other versions wrote, or would write.
 func testdata() (map[string][]byte, error) {
 	files, err := filepath.Glob("testdata/*.sql")
 	if err != nil {
 		return nil, err
 	}
+	written, err := filepath.Glob("testdata/scripts/*.sql")
+	if err != nil {
+		return nil, err
+	}
+	files = append(files, written...)
 	scripts := map[string][]byte{}
 	for _, file := range files {
 		if scripts[file], err = os.ReadFile(file); err != nil {
@@ -140,10 +177,15 @@ func hasFile(path string) bool {
 // same time make and drop.
 func dump(t *testing.T, name string, args ...string) []byte {
 	t.Helper()
+	return dumpOf(t, cluster, name, args...)
+}
+
+func dumpOf(t *testing.T, c *postgres.Cluster, name string, args ...string) []byte {
+	t.Helper()
 	if name == "pg_dumpall" {
 		args = append(args, "--exclude-database=test*")
 	}
-	out := run(name, cluster.SocketDir(), nil, args...)
+	out := run(name, c.SocketDir(), nil, args...)
 	if out.status != 0 {
 		t.Fatalf("%s %q: %s", name, args, out.stderr)
 	}
@@ -229,20 +271,26 @@ SELECT '\'; SELECT 'unfinished`)
 	for name, b := range scripts {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			if len(b) < 2<<20 {
-				script.CheckScan(t, b)
-			}
-			want := sent(t, b)
-			got := events(t, b)
-			for i := range max(len(got), len(want)) {
-				if i >= len(got) || i >= len(want) || got[i] != want[i] {
-					t.Fatalf("%d of %d and %d differ\ngot  %.1000q\nwant %.1000q", i, len(got), len(want), got[i:min(i+3, len(got))], want[i:min(i+3, len(want))])
-				}
-			}
-			if len(want) < 5 {
-				t.Errorf("psql sends %q", want)
-			}
+			checkStatements(t, b)
 		})
+	}
+}
+
+// checkStatements compares the items of a script with what psql sends of it.
+func checkStatements(t *testing.T, b []byte) {
+	t.Helper()
+	if len(b) < 2<<20 {
+		script.CheckScan(t, b)
+	}
+	want := sent(t, b)
+	got := events(t, b)
+	for i := range max(len(got), len(want)) {
+		if i >= len(got) || i >= len(want) || got[i] != want[i] {
+			t.Fatalf("%d of %d and %d differ\ngot  %.1000q\nwant %.1000q", i, len(got), len(want), got[i:min(i+3, len(got))], want[i:min(i+3, len(want))])
+		}
+	}
+	if len(want) < 5 {
+		t.Errorf("psql sends %q", want)
 	}
 }
 

@@ -1,7 +1,7 @@
 -- Databases of several encodings, and of none: names there may be no UTF-8.
-CREATE DATABASE latin1 TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C';
-CREATE DATABASE enc_eucjp TEMPLATE template0 ENCODING 'EUC_JP' LOCALE 'C';
-CREATE DATABASE enc_ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C';
+CREATE DATABASE latin1 TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C';
+CREATE DATABASE enc_eucjp TEMPLATE template0 ENCODING 'EUC_JP' LC_COLLATE 'C' LC_CTYPE 'C';
+CREATE DATABASE enc_ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C';
 \connect latin1
 SET client_encoding = 'UTF8';
 CREATE TABLE "größe" ("ä" text);

@@ -21,7 +21,7 @@ COMMENT ON EXTENSION ltree IS 'trees; of labels';
 
 CREATE TYPE app.mood AS ENUM ('sad', 'o''k', 'happy; very', '');
 CREATE TYPE app.pair AS (a integer, b text COLLATE "C");
-CREATE TYPE app.span AS RANGE (subtype = float8, subtype_diff = float8mi, multirange_type_name = app.spans);
+CREATE TYPE app.span AS RANGE (subtype = float8, subtype_diff = float8mi);
 CREATE DOMAIN app.percent AS numeric(5, 2) DEFAULT 0 CONSTRAINT sane CHECK (VALUE >= 0 AND VALUE <= 100) NOT NULL;
 CREATE DOMAIN app.word AS text CHECK (VALUE !~ E'[;''"\\\\]');
 CREATE COLLATION app.german (provider = icu, locale = 'de-DE', deterministic = false);
@@ -40,13 +40,6 @@ COPY app.t (a) FROM stdin;
 END;
 $fn$;
 CREATE FUNCTION app.tags() RETURNS text LANGUAGE sql AS 'SELECT ''$$ $_$ $_X$ $_XX$ '' || $a$ ; $a$ || E''\\'' ';
-CREATE FUNCTION app.begins(n integer) RETURNS integer LANGUAGE sql
-BEGIN ATOMIC
-    SELECT CASE WHEN n > 0 THEN CASE n WHEN 1 THEN 2 ELSE 3 END ELSE 4 END;
-    SELECT n + 1 AS "end";
-END;
-CREATE FUNCTION app.returns(n integer) RETURNS integer LANGUAGE sql IMMUTABLE RETURN CASE WHEN n > 0 THEN 1 ELSE 2 END;
-CREATE PROCEDURE app.proc(INOUT n integer) LANGUAGE sql BEGIN ATOMIC SELECT n; END;
 CREATE FUNCTION app.beginning("case" integer DEFAULT 1, "begin" text DEFAULT ';') RETURNS integer LANGUAGE sql AS 'SELECT 1';
 CREATE FUNCTION app.touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.t := now(); RETURN NEW; END';
 CREATE FUNCTION app.watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN NULL; END';
@@ -118,15 +111,14 @@ CREATE SERVER remote FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host 'h;', dbnam
 CREATE USER MAPPING FOR writer SERVER remote OPTIONS (user 'u', password 'p\;');
 CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
 CREATE FOREIGN TABLE app.remote (a integer OPTIONS (column_name 'A;')) SERVER remote OPTIONS (schema_name 's');
-CREATE PUBLICATION pub FOR TABLE app.egg, app.hen WHERE (id > 0);
-CREATE PUBLICATION pub_all FOR TABLES IN SCHEMA app WITH (publish = 'insert');
+CREATE PUBLICATION pub FOR TABLE app.egg, app.hen;
 CREATE SUBSCRIPTION "odd ;sub" CONNECTION 'dbname=elsewhere password=it''s' PUBLICATION pub WITH (connect = false, slot_name = NONE);
 
 COMMENT ON TABLE app.base IS E'line\nCOPY app.base FROM stdin;\n\\.\n$$;';
 COMMENT ON COLUMN app.base.w IS '\';
 GRANT SELECT (id), UPDATE (w) ON app.base TO reader;
 GRANT ALL ON ALL TABLES IN SCHEMA app TO "odd ""role"" -- /* 'x' $$ \ ;" WITH GRANT OPTION;
-GRANT EXECUTE ON FUNCTION app.begins(integer) TO writer;
+GRANT EXECUTE ON FUNCTION app.tags() TO writer;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 ALTER DEFAULT PRIVILEGES FOR ROLE writer IN SCHEMA app GRANT SELECT ON TABLES TO reader;
 ALTER TABLE app.child OWNER TO "odd ""role"" -- /* 'x' $$ \ ;";
