@@ -293,10 +293,8 @@ func (in *into) preflight(ctx context.Context) error {
 	if err := in.planDatabases(have, problem); err != nil {
 		return err
 	}
-	var busy, needed []string
-	for i := range in.plan.Databases {
-		d := &in.plan.Databases[i]
-		needed = append(needed, d.loading, d.ready, d.replaced)
+	var busy []string
+	for _, d := range in.plan.Databases {
 		if d.Existing != nil && !d.Direct {
 			busy = append(busy, d.Name)
 		}
@@ -544,12 +542,12 @@ func (in *into) replay(ctx context.Context) error {
 			}
 		}
 	}
-	in.publicNames(report)
+	in.publicNames(report, err)
 	return err
 }
 
 // publicNames puts the names that databases will have in the place of those they have for the time being.
-func (in *into) publicNames(r *postgres.ReplayReport) {
+func (in *into) publicNames(r *postgres.ReplayReport, err error) {
 	final := map[string]string{}
 	for _, d := range in.plan.Databases {
 		final[d.loading] = d.Name
@@ -566,6 +564,10 @@ func (in *into) publicNames(r *postgres.ReplayReport) {
 		fix(&r.Slowest[i].Database)
 	}
 	for _, f := range slices.Concat(r.Harmless, r.Failures) {
+		fix(&f.Database)
+	}
+	var f *postgres.Failure
+	if errors.As(err, &f) {
 		fix(&f.Database)
 	}
 }
@@ -632,7 +634,7 @@ func (in *into) swap(ctx context.Context) error {
 	var swaps []postgres.Swap
 	var old []string
 	keep := in.KeepOld || len(in.report.Failures) > 0 // a restore with failures does not replace what it was to replace
-	stamp := time.Now().UTC().Format("20060102T150405Z")
+	stamp := time.Now().UTC().Format("20060102_150405")
 	ready := make([]postgres.Swap, 0, len(in.plan.Databases))
 	for _, d := range in.plan.Databases {
 		if d.Direct {

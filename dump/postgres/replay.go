@@ -144,7 +144,6 @@ type Replayer struct {
 	steps    *script.Steps
 	settings []setting // that the script has made in this database
 	version  int       // of settings
-	skipping bool      // pieces of a statement that is left out
 
 	text   []byte // of a statement whose pieces come one by one
 	textAt int64

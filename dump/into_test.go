@@ -1,0 +1,655 @@
+package dump
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"encdump/crypto"
+	"encdump/dump/archive"
+	"encdump/dump/postgres"
+	"encdump/dump/postgres/postgrestest"
+	"encdump/dump/script"
+	"encdump/storage"
+	"encdump/storage/storagetest"
+)
+
+var testKey = crypto.NewKey(crypto.NewPassphrase([]byte("a passphrase for this test")), "test")
+
+// serverSettings are what the data sets need.
+var serverSettings = map[string]string{"max_locks_per_transaction": "1000", "wal_level": "logical", "max_connections": "50"}
+
+func startCluster(t *testing.T) *postgres.Cluster {
+	t.Helper()
+	c, err := postgres.StartCluster(t.Context(), postgres.ClusterOptions{Settings: serverSettings})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// on runs a program against a cluster, and returns what it prints.
+func on(t *testing.T, c *postgres.Cluster, in []byte, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "PG") })
+	cmd.Env = append(cmd.Env, "PGHOST="+c.SocketDir(), fmt.Sprintf("PGPORT=%d", c.Port()), "PGUSER=postgres")
+	cmd.Stdin = bytes.NewReader(in)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %q: %v\n%s", name, args, err, stderr.String())
+	}
+	return string(out)
+}
+
+func sql(t *testing.T, c *postgres.Cluster, database, text string) string {
+	t.Helper()
+	return strings.TrimSpace(on(t, c, []byte(text), "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", database))
+}
+
+// dataSets fills a cluster with all that the scanner is tested with, the shop and 2,000 tables.
+func dataSets(t *testing.T, c *postgres.Cluster) {
+	t.Helper()
+	files, err := filepath.Glob("script/testdata/*.sql")
+	if err != nil || len(files) < 7 {
+		t.Fatal(files, err)
+	}
+	since := regexp.MustCompile(`_(\d+)\.sql$`)
+	for _, f := range files {
+		if m := since.FindStringSubmatch(f); m != nil {
+			if n, _ := strconv.Atoi(m[1]); n > major(c) {
+				continue
+			}
+		}
+		on(t, c, nil, "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", "postgres", "-f", f)
+	}
+	on(t, c, nil, "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-v", "scale=0.01", "-d", "postgres", "-f", "../bench/shop.sql")
+	var many strings.Builder
+	many.WriteString("CREATE DATABASE many;\n\\connect many\nBEGIN;\n")
+	for i := range 2000 {
+		fmt.Fprintf(&many, "CREATE TABLE t%d (a integer PRIMARY KEY, b text);INSERT INTO t%d VALUES (%d, 'x');\n", i, i, i)
+	}
+	many.WriteString("ALTER TABLE t1 ADD FOREIGN KEY (a) REFERENCES t1;COMMIT;\n")
+	on(t, c, []byte(many.String()), "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", "postgres")
+	// Rows of several chunks, some larger than a chunk, and a table in the way of every worker.
+	on(t, c, []byte(`CREATE DATABASE wide; \connect wide
+CREATE TABLE large (id int PRIMARY KEY, t text); INSERT INTO large SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 20000) i;
+INSERT INTO large SELECT -i, repeat(md5(i::text), 100000 * i) FROM generate_series(1, 2) i;
+CREATE TABLE refers (id int PRIMARY KEY REFERENCES large, other int REFERENCES refers); INSERT INTO refers SELECT i, i FROM generate_series(1, 20000) i;
+CREATE INDEX ON refers (other); CREATE INDEX ON large (md5(t)); ALTER TABLE large ADD refers int REFERENCES refers;
+CREATE MATERIALIZED VIEW counts AS SELECT count(*) FROM large; CREATE MATERIALIZED VIEW of_counts AS SELECT * FROM counts;
+`), "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", "postgres")
+}
+
+func major(c *postgres.Cluster) (n int) {
+	fmt.Sscan(c.Version(), &n)
+	return n
+}
+
+// backup makes a backup of a cluster in memory.
+func backup(t *testing.T, c *postgres.Cluster, args ...string) *archive.Backup {
+	t.Helper()
+	return backupOf(t, &CreateOptions{Source: postgres.Config{DSN: c.DSN("postgres")}, Dump: postgres.DumpOptions{Args: args}, Partial: len(args) > 0})
+}
+
+func backupOf(t *testing.T, o *CreateOptions) *archive.Backup {
+	t.Helper()
+	mem := storagetest.Mem()
+	o.Stores = []storage.Bucket{mem}
+	o.Key = func(context.Context, string, bool) (*crypto.Key, error) { return testKey, nil }
+	o.Archive = archive.WriterOptions{Jobs: 2, Level: 1}
+	report, err := Create(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return find(t, mem, report.Metadata.BackupID)
+}
+
+func find(t *testing.T, b storage.Bucket, id string) *archive.Backup {
+	t.Helper()
+	found, err := archive.OpenCatalog(b, crypto.Keyring{testKey}, nil).Find(t.Context(), archive.Ref{ID: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func intoOptions(c *postgres.Cluster, jobs int) *IntoOptions {
+	return &IntoOptions{
+		Target: postgres.Config{DSN: c.DSN("postgres")}, Selection: &script.Selection{}, Read: archive.ReadOptions{Jobs: 2},
+		Replay: postgres.ReplayOptions{Jobs: jobs},
+	}
+}
+
+// normal is a dump in which what may differ is out of the way: the order of rows, which is that in which
+// connections came, and the keys of \restrict.
+func normal(dump string) string {
+	var out, rows []string
+	for line := range strings.Lines(dump) {
+		switch {
+		case rows != nil && line == "\\.\n":
+			rows = rows[1:]
+			slices.Sort(rows)
+			out = append(append(out, rows...), line)
+			rows = nil
+		case rows != nil:
+			rows = append(rows, line)
+		case strings.HasPrefix(line, "COPY ") && strings.HasSuffix(line, "FROM stdin;\n"):
+			out, rows = append(out, line), []string{""}
+		case strings.HasPrefix(line, `\restrict `), strings.HasPrefix(line, `\unrestrict `):
+		default:
+			out = append(out, line)
+		}
+	}
+	return strings.Join(append(out, rows...), "")
+}
+
+func same(t *testing.T, what, got, want string) {
+	t.Helper()
+	got, want = normal(got), normal(want)
+	if got == want {
+		return
+	}
+	g, w := strings.Split(got, "\n"), strings.Split(want, "\n")
+	i := 0
+	for i < min(len(g), len(w)) && g[i] == w[i] {
+		i++
+	}
+	from := max(i-3, 0)
+	t.Errorf("%s: differs at line %d:\n%.2000s\nshould be\n%.2000s", what, i+1,
+		strings.Join(g[from:min(i+8, len(g))], "\n"), strings.Join(w[from:min(i+8, len(w))], "\n"))
+}
+
+// TestRestoreInto compares what is replayed with what psql makes of the same script, on the same version of the server.
+func TestRestoreInto(t *testing.T) {
+	source := startCluster(t)
+	dataSets(t, source)
+	b := backup(t, source)
+	var plain bytes.Buffer
+	if err := Restore(t.Context(), b, &plain, archive.ReadOptions{Jobs: 2}, nil); err != nil {
+		t.Fatal(err)
+	}
+	dump := func(t *testing.T, c *postgres.Cluster) string {
+		t.Helper()
+		if major(c) > major(source) { // pg_dumpall refuses a newer server
+			return contents(t, c)
+		}
+		return on(t, c, nil, "pg_dumpall")
+	}
+	jobs := []int{1, 4}
+	if os.Getenv("TEST_SERVERS") != "" {
+		jobs = []int{1, 2, 4, 8}
+	}
+	for _, version := range append([]int{major(source)}, postgrestest.Majors(t)...) {
+		if version < major(source) {
+			continue // whose options CREATE DATABASE does not know there
+		}
+		t.Run(fmt.Sprintf("to %d", version), func(t *testing.T) {
+			start := func(t *testing.T) *postgres.Cluster {
+				if version == major(source) {
+					return startCluster(t)
+				}
+				return postgrestest.Start(t, version, postgres.ClusterOptions{Settings: serverSettings})
+			}
+			psql := start(t)
+			on(t, psql, plain.Bytes(), "psql", "-Xq", "-d", "postgres")
+			want := dump(t, psql)
+			for _, n := range jobs {
+				t.Run(fmt.Sprintf("jobs %d", n), func(t *testing.T) {
+					target := start(t)
+					o := intoOptions(target, n)
+					o.Replay.Analyze = n > 1
+					r, err := RestoreInto(t.Context(), b, o)
+					if err != nil {
+						t.Fatal(err)
+					}
+					same(t, "target", dump(t, target), want)
+					if len(r.Harmless) != 1 || len(r.Failures) != 0 || len(r.Skipped) != 0 {
+						t.Errorf("harmless %v, failures %v, skipped %v", r.Harmless, r.Failures, r.Skipped)
+					}
+					if n > 1 && sql(t, target, "wide", "SELECT count(*) FROM pg_stats WHERE tablename = 'large'") == "0" {
+						t.Error("no statistics")
+					}
+				})
+			}
+		})
+	}
+}
+
+// contents is what a server holds, for want of a pg_dumpall that may dump it.
+func contents(t *testing.T, c *postgres.Cluster) string {
+	t.Helper()
+	var out strings.Builder
+	out.WriteString(sql(t, c, "postgres", `SELECT rolname, rolsuper, rolpassword FROM pg_authid WHERE oid >= 16384 ORDER BY 1;
+SELECT datname, datdba::regrole, datacl, pg_encoding_to_char(encoding), datcollate, datctype, datconnlimit, shobj_description(oid, 'pg_database') FROM pg_database WHERE datname <> 'template0' ORDER BY 1;
+SELECT d.datname, setrole::regrole, setconfig FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase ORDER BY 1, 2;
+SELECT roleid::regrole, member::regrole, admin_option FROM pg_auth_members WHERE roleid >= 16384 ORDER BY 1, 2`))
+	for name := range strings.Lines(sql(t, c, "postgres", "SELECT '''' || replace(replace(datname, '\\', '\\\\'), '''', '\\''') || '''' FROM pg_database WHERE datname <> 'template0' ORDER BY 1")) {
+		database := "dbname=" + strings.TrimSpace(name)
+		out.WriteString("\n" + database + "\n" + sql(t, c, database, `SET client_encoding = 'SQL_ASCII'; SET search_path = '';
+SELECT c.oid::regclass, c.relkind, c.relowner::regrole, c.relacl, c.reloptions, pg_get_expr(relpartbound, c.oid), obj_description(c.oid, 'pg_class'), relreplident, relrowsecurity,
+	CASE WHEN relkind = 'i' THEN pg_get_indexdef(c.oid) WHEN relkind IN ('v', 'm') THEN pg_get_viewdef(c.oid) END
+	FROM pg_class c WHERE c.oid >= 16384 AND relnamespace <> 'pg_toast'::regnamespace ORDER BY c.oid::regclass::text;
+SELECT attrelid::regclass, attnum, attname, atttypid::regtype, attnotnull, attidentity, attgenerated, pg_get_expr(adbin, adrelid) FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+	WHERE attrelid >= 16384 AND attnum > 0 AND attrelid::regclass::text !~ '^pg_toast' ORDER BY 1, 2;
+SELECT conrelid::regclass, conname, pg_get_constraintdef(oid), convalidated FROM pg_constraint WHERE oid >= 16384 AND contype <> 'n' ORDER BY conrelid::regclass::text, conname;
+SELECT oid::regprocedure, proowner::regrole, proacl, pg_get_functiondef(oid) FROM pg_proc WHERE oid >= 16384 AND prokind <> 'a' ORDER BY oid::regprocedure::text;
+SELECT tgrelid::regclass, pg_get_triggerdef(oid), tgenabled FROM pg_trigger WHERE NOT tgisinternal ORDER BY tgrelid::regclass::text, tgname;
+SELECT polrelid::regclass, polname, pg_get_expr(polqual, polrelid) FROM pg_policy ORDER BY 1, 2; SELECT pubname FROM pg_publication ORDER BY 1; SELECT evtname, evtenabled FROM pg_event_trigger ORDER BY 1;
+SELECT subname, subenabled, subslotname, subpublications FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY 1;
+SELECT schemaname, sequencename, last_value FROM pg_sequences ORDER BY 1, 2; SELECT typname, typtype FROM pg_type WHERE oid >= 16384 ORDER BY 1;
+SELECT oid, lomowner::regrole, lomacl, md5(lo_get(oid)) FROM pg_largeobject_metadata ORDER BY 1; SELECT provider, objtype, objname, label FROM pg_seclabels ORDER BY 3`))
+		tables := sql(t, c, database, `SET search_path = ''; SELECT oid::regclass FROM pg_class WHERE oid >= 16384 AND relkind IN ('r', 'm') ORDER BY 1`)
+		var count strings.Builder
+		count.WriteString("SET client_encoding = 'SQL_ASCII'; SET search_path = '';\n")
+		if tables != "" && !strings.Contains(database, "names") {
+			for rel := range strings.SplitSeq(sql(t, c, database, `SET client_encoding = 'SQL_ASCII'; SET search_path = '';
+SELECT 'SELECT count(*), sum(hashtextextended(x::text, 0)) FROM ' || oid::regclass || ' x' FROM pg_class WHERE oid >= 16384 AND relkind IN ('r', 'm') ORDER BY oid::regclass::text`), "\nSELECT ") {
+				count.WriteString("SELECT " + strings.TrimPrefix(rel, "SELECT ") + ";\n")
+			}
+			out.WriteString(sql(t, c, database, count.String()))
+		}
+	}
+	return out.String()
+}
+
+// TestIntoTarget: what is there stays, unless it is to be replaced.
+func TestIntoTarget(t *testing.T) {
+	source := startCluster(t)
+	on(t, source, []byte(`CREATE ROLE app LOGIN PASSWORD 'secret'; CREATE DATABASE shop OWNER app; CREATE DATABASE other;
+\connect shop
+CREATE TABLE items (id int PRIMARY KEY, name text); INSERT INTO items SELECT i, 'item ' || i FROM generate_series(1, 1000) i;
+\connect other
+CREATE TABLE t AS SELECT 1 AS a; SET client_min_messages = error;
+CREATE SUBSCRIPTION sub CONNECTION 'host=nowhere' PUBLICATION p WITH (connect = false);
+`), "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", "postgres")
+	b := backup(t, source)
+	target := startCluster(t)
+	databases := func() string {
+		return sql(t, target, "postgres", "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database")
+	}
+	count := func() string { return sql(t, target, "shop", "SELECT count(*) FROM items") }
+	restore := func(change func(*IntoOptions)) (*IntoReport, error) {
+		o := intoOptions(target, 2)
+		if change != nil {
+			change(o)
+		}
+		return RestoreInto(t.Context(), b, o)
+	}
+
+	if _, err := restore(func(o *IntoOptions) { o.Confirm = func(*IntoPlan) error { return errors.New("no") } }); err == nil || databases() != "postgres template0 template1" {
+		t.Fatalf("not confirmed: %v, %s", err, databases())
+	}
+	r, err := restore(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Subscriptions) != 1 || r.Subscriptions[0] != (postgres.Subscription{Database: "other", Name: "sub"}) {
+		t.Errorf("subscriptions: %v", r.Subscriptions)
+	}
+
+	// What holds something is refused, by name, and stays.
+	sql(t, target, "shop", "DELETE FROM items WHERE id > 10")
+	_, err = restore(nil)
+	var preflight *PreflightError
+	if !errors.As(err, &preflight) || !strings.Contains(err.Error(), `"shop" holds public.items`) || !strings.Contains(preflight.Hint(), "--clean") || count() != "10" {
+		t.Fatalf("target that holds something: %v", err)
+	}
+	// A failure keeps the old data, and removes the new.
+	broken := backupOf(t, &CreateOptions{GUID: b.ID.GUID, Stdin: strings.NewReader(strings.Replace(on(t, source, nil, "pg_dumpall"), "ADD CONSTRAINT items_pkey PRIMARY KEY (id)", "ADD CONSTRAINT items_pkey PRIMARY KEY (nonsense)", 1))})
+	o := intoOptions(target, 2)
+	o.Clean = true
+	r, err = RestoreInto(t.Context(), broken, o)
+	var failure *postgres.Failure
+	if !errors.As(err, &failure) || failure.Database != "shop" || !strings.Contains(failure.Error(), "SQLSTATE 42703") || !strings.Contains(failure.Statement, "items_pkey") {
+		t.Fatalf("failing statement: %v", err)
+	}
+	if databases() != "other postgres shop template0 template1" || count() != "10" || !strings.Contains(strings.Join(r.State, "\n"), "as they were") {
+		t.Errorf("after a failure: %s, %s rows, %q", databases(), count(), r.State)
+	}
+	// With KeepGoing it is in place, and the old one kept.
+	o = intoOptions(target, 2)
+	o.Clean, o.Replay.KeepGoing, o.Selection = true, true, &script.Selection{Databases: []string{"shop"}}
+	r, err = RestoreInto(t.Context(), broken, o)
+	if err != nil || len(r.Failures) != 1 || count() != "1000" || len(r.Kept) != 1 {
+		t.Fatalf("keep going: %v, %v, %s rows, kept %v", err, r.Failures, count(), r.Kept)
+	}
+	if got := sql(t, target, r.Kept[0], "SELECT count(*) FROM items"); got != "10" {
+		t.Errorf("kept database: %s rows", got)
+	}
+	sql(t, target, "postgres", "DROP DATABASE "+r.Kept[0])
+
+	// A connection that is in the way is named; ended where that is wanted.
+	conn, err := pgconn.Connect(t.Context(), target.DSN("shop")+" application_name=reporting")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err = restore(func(o *IntoOptions) { o.Clean = true }); err == nil || !strings.Contains(err.Error(), `application "reporting"`) {
+		t.Fatalf("connection in the way: %v", err)
+	}
+	sql(t, target, "shop", "DELETE FROM items WHERE id > 20")
+	if r, err = restore(func(o *IntoOptions) { o.Clean, o.KeepOld, o.Terminate = true, true, true }); err != nil {
+		t.Fatal(err)
+	}
+	if count() != "1000" || len(r.Kept) != 2 {
+		t.Errorf("%s rows, kept %v", count(), r.Kept)
+	}
+	for _, name := range r.Kept {
+		if strings.HasPrefix(name, "other_before_") {
+			sql(t, target, name, "ALTER SUBSCRIPTION sub SET (slot_name = NONE); DROP SUBSCRIPTION sub")
+		}
+		sql(t, target, "postgres", "DROP DATABASE "+name)
+	}
+
+	// One that comes while the restore runs: all is restored, and waits to be put in place.
+	var late *pgconn.PgConn
+	r, err = restore(func(o *IntoOptions) {
+		o.Clean = true
+		o.Confirm = func(*IntoPlan) error {
+			late, err = pgconn.Connect(t.Context(), target.DSN("shop"))
+			return err
+		}
+	})
+	if err == nil || !strings.Contains(strings.Join(r.State, "\n"), "only puts them in place") || strings.Count(databases(), "dump_restored_") != 2 {
+		t.Fatalf("connection that comes late: %v, %q, %s", err, r.State, databases())
+	}
+	r, err = restore(func(o *IntoOptions) { o.Clean, o.Terminate = true, true })
+	if err != nil || r.Statements != 0 || databases() != "other postgres shop template0 template1" || count() != "1000" {
+		t.Fatalf("second run: %v, %d statements, %s", err, r.Statements, databases())
+	}
+	late.Close(context.Background())
+
+	// In place, beside, and data alone.
+	if _, err = restore(func(o *IntoOptions) { o.Clean, o.InPlace = true, true }); err != nil || count() != "1000" {
+		t.Fatalf("in place: %v", err)
+	}
+	if _, err = restore(func(o *IntoOptions) {
+		o.Selection = &script.Selection{Databases: []string{"shop"}, Rename: map[string]string{"shop": `shop "then"`}}
+	}); err != nil || sql(t, target, `shop "then"`, "SELECT count(*) FROM items") != "1000" {
+		t.Fatalf("beside: %v", err)
+	}
+	sql(t, target, "shop", "TRUNCATE items")
+	if _, err = restore(func(o *IntoOptions) {
+		o.Selection = &script.Selection{Databases: []string{"shop"}, DataOnly: true}
+	}); err != nil || count() != "1000" {
+		t.Fatalf("data only: %v, %s", err, count())
+	}
+	if _, err = restore(func(o *IntoOptions) {
+		o.Selection = &script.Selection{Databases: []string{"shop"}, DataOnly: true}
+	}); err == nil || count() != "1000" {
+		t.Fatalf("data twice: %v, %s", err, count())
+	}
+
+	// Files of the operator's, and a slot that nobody uses.
+	dir := t.TempDir()
+	before, after := filepath.Join(dir, "before.sql"), filepath.Join(dir, "after.sql")
+	for name, text := range map[string]string{before: "CREATE TABLE was_before (a int);\nDO $$ BEGIN END $$", after: "INSERT INTO items VALUES (-1, 'from a file');"} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sql(t, target, "postgres", "SELECT pg_create_physical_replication_slot('nobody')")
+	r, err = restore(func(o *IntoOptions) {
+		o.Clean, o.DropInactiveSlots = true, true
+		o.Before, o.After = []SQLFile{{"", before}}, []SQLFile{{"shop", after}}
+	})
+	if err != nil || count() != "1001" || sql(t, target, "postgres", "SELECT count(*) FROM was_before") != "0" || sql(t, target, "postgres", "SELECT count(*) FROM pg_replication_slots") != "0" {
+		t.Fatalf("files: %v", err)
+	}
+
+	// The database postgres is replaced as any other.
+	sql(t, source, "postgres", "CREATE TABLE of_postgres AS SELECT 7 AS a")
+	b = backup(t, source)
+	if _, err = restore(nil); err == nil || !strings.Contains(err.Error(), `"postgres" holds public.was_before`) {
+		t.Fatal(err)
+	}
+	if _, err = restore(func(o *IntoOptions) { o.Clean = true }); err != nil || sql(t, target, "postgres", "SELECT a FROM of_postgres") != "7" {
+		t.Fatalf("postgres: %v", err)
+	}
+	if got := sql(t, target, "postgres", "SELECT count(*) FROM pg_class WHERE relname = 'was_before'"); got != "0" {
+		t.Error("the old table is there")
+	}
+
+	// A run of create holds the lock.
+	server, err := postgres.Connect(t.Context(), postgres.Config{DSN: target.DSN("postgres")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	lock, err := server.Lock(t.Context(), b.ID.GUID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = restore(func(o *IntoOptions) { o.Clean = true }); !errors.Is(err, postgres.ErrLocked) {
+		t.Errorf("locked: %v", err)
+	}
+	lock.Release(t.Context())
+}
+
+// TestIntoSingle restores the dump of one database, which does not say which.
+func TestIntoSingle(t *testing.T) {
+	source, target := startCluster(t), startCluster(t)
+	sql(t, source, "postgres", "CREATE TABLE t AS SELECT generate_series(1, 10) AS a")
+	b := backupOf(t, &CreateOptions{GUID: "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11", Stdin: strings.NewReader(on(t, source, nil, "pg_dump", "postgres"))})
+	o := intoOptions(target, 2)
+	if _, err := RestoreInto(t.Context(), b, o); err == nil || !strings.Contains(err.Error(), "does not say which") {
+		t.Fatal(err)
+	}
+	o.Database = "rescue"
+	if _, err := RestoreInto(t.Context(), b, o); err != nil || sql(t, target, "rescue", "SELECT count(*) FROM t") != "10" {
+		t.Fatal(err)
+	}
+}
+
+// TestIntoPreflight: what would fail is told before anything is changed.
+func TestIntoPreflight(t *testing.T) {
+	source, target := startCluster(t), startCluster(t)
+	on(t, source, []byte(`CREATE ROLE a; CREATE DATABASE one; CREATE DATABASE two;
+\connect one
+CREATE TABLE t AS SELECT 1 AS a;
+`), "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", "postgres")
+	all := on(t, source, nil, "pg_dumpall")
+	all = strings.Replace(all, "\nCREATE ROLE a;", "\nCREATE ROLE a;\nCREATE TABLESPACE far LOCATION '/no/such/directory';", 1)
+	all = strings.Replace(all, "\nCREATE TABLE public.t ", "\nCREATE EXTENSION IF NOT EXISTS nosuch WITH SCHEMA public;\nCREATE TABLE public.t ", 1)
+	b := backupOf(t, &CreateOptions{GUID: "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11", Stdin: strings.NewReader(all)})
+	_, err := RestoreInto(t.Context(), b, intoOptions(target, 1))
+	if err == nil || !strings.Contains(err.Error(), `extension "nosuch", which database "one" uses, is not available`) || !strings.Contains(err.Error(), "/no/such/directory") {
+		t.Error(err)
+	}
+	sql(t, target, "postgres", "CREATE ROLE little LOGIN")
+	o := intoOptions(target, 1)
+	o.Target.DSN = strings.Replace(target.DSN("postgres"), "user=postgres", "user=little", 1)
+	_, err = RestoreInto(t.Context(), b, o)
+	if err == nil || !strings.Contains(err.Error(), `"little" may not create databases`) || !strings.Contains(err.Error(), "may not create roles") {
+		t.Error(err)
+	}
+	if got := sql(t, target, "postgres", "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database"); got != "postgres template0 template1" {
+		t.Error(got)
+	}
+}
+
+// TestIntoFaults ends restores in every phase, by an interrupt, by a connection that is cut and by the server's end: the
+// old data are there, what is said is true, and a second run completes.
+func TestIntoFaults(t *testing.T) {
+	source := startCluster(t)
+	on(t, source, []byte(`CREATE DATABASE shop;
+\connect shop
+CREATE TABLE items (id int, name text); INSERT INTO items SELECT i, repeat('item ' || i, 20) FROM generate_series(1, 50000) i;
+CREATE FUNCTION slow(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN IF $1 % 1000 = 0 THEN PERFORM pg_sleep(0.01); END IF; RETURN $1; END $$;
+CREATE INDEX ON items (slow(id)); ALTER TABLE items ADD PRIMARY KEY (id); CREATE TABLE refers AS SELECT id FROM items; ALTER TABLE refers ADD FOREIGN KEY (id) REFERENCES items;
+`), "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", "postgres")
+	b := backup(t, source)
+	boom := errors.New("interrupted by the test")
+	for _, phase := range []string{"globals", "schema", "data", "indexes"} {
+		for _, fault := range []string{"interrupt", "cut", "crash"} {
+			for _, clean := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s in %s, clean %v", fault, phase, clean), func(t *testing.T) {
+					target := startCluster(t)
+					if clean {
+						on(t, target, []byte("CREATE DATABASE shop;\n\\connect shop\nCREATE TABLE old AS SELECT 42 AS a"), "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", "postgres")
+					}
+					ctx, cancel := context.WithCancelCause(t.Context())
+					defer cancel(nil)
+					done := false
+					o := intoOptions(target, 2)
+					o.Clean = clean
+					o.Replay.Progress = func(p postgres.ReplayProgress) {
+						if p.Phase != phase || done || phase == "data" && p.Rows < 10000 {
+							return
+						}
+						done = true
+						switch fault {
+						case "interrupt":
+							cancel(boom)
+						case "cut":
+							// Every connection but the one that sees to it, and the lock's.
+							sql(t, target, "template1", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'dump' AND datname <> 'postgres'")
+							if phase == "globals" {
+								sql(t, target, "template1", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'dump'")
+							}
+						case "crash":
+							if err := exec.Command("kill", "-9", strconv.Itoa(target.PID())).Run(); err != nil {
+								t.Error(err)
+							}
+						}
+					}
+					r, err := RestoreInto(ctx, b, o)
+					if !done {
+						t.Fatalf("the phase %s did not come: %v", phase, err)
+					}
+					if err == nil && fault != "cut" { // which may hit no connection
+						t.Fatal("succeeded")
+					}
+					if fault == "interrupt" && !errors.Is(err, boom) {
+						t.Errorf("error is %v", err)
+					}
+					if fault == "crash" {
+						return // the throwaway cluster ends with its server
+					}
+					if clean && err != nil && sql(t, target, "shop", "SELECT a FROM old") != "42" {
+						t.Error("the old data are gone")
+					}
+					left := sql(t, target, "postgres", "SELECT coalesce(string_agg(datname, ' '), '') FROM pg_database WHERE datname ~ '^dump_'")
+					if said := strings.Contains(strings.Join(r.State, "\n"), "could not be removed"); err != nil && said != (left != "") {
+						t.Errorf("left %q, said %q", left, r.State)
+					}
+					o = intoOptions(target, 2)
+					o.Clean = clean || err == nil
+					if _, err := RestoreInto(t.Context(), b, o); err != nil {
+						t.Fatalf("second run: %v", err)
+					}
+					if got := sql(t, target, "shop", "SELECT count(*) FROM items JOIN refers USING (id)"); got != "50000" {
+						t.Errorf("%s rows", got)
+					}
+					if left := sql(t, target, "postgres", "SELECT count(*) FROM pg_database WHERE datname ~ '^dump_'"); left != "0" {
+						t.Error("databases were left")
+					}
+				})
+			}
+		}
+	}
+}
+
+// TestIntoStandby finds the primary among several hosts, and refuses a standby.
+func TestIntoStandby(t *testing.T) {
+	target := startCluster(t)
+	dir, err := os.MkdirTemp("", "standby")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	standby := startStandby(t, target, dir)
+	source := startCluster(t)
+	sql(t, source, "postgres", "CREATE DATABASE shop")
+	b := backup(t, source)
+	o := intoOptions(target, 1)
+	o.Target.DSN = standby
+	_, err = RestoreInto(t.Context(), b, o)
+	var e *postgres.StandbyError
+	if !errors.As(err, &e) || !strings.Contains(e.Hint(), "it follows ") {
+		t.Fatalf("standby: %v", err)
+	}
+	host := func(dsn string) (string, string) {
+		c, err := pgconn.ParseConfig(dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Host, strconv.Itoa(int(c.Port))
+	}
+	h1, p1 := host(standby)
+	h2, p2 := host(target.DSN("postgres"))
+	o.Target.DSN = fmt.Sprintf("host=%s,%s port=%s,%s user=postgres", h1, h2, p1, p2)
+	if _, err = RestoreInto(t.Context(), b, o); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		out, _ := exec.Command("psql", "-XqAt", "-d", standby, "-c", "SELECT count(*) FROM pg_database WHERE datname = 'shop'").Output()
+		if strings.TrimSpace(string(out)) == "1" {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the standby does not have the database")
+		}
+	}
+}
+
+// startStandby starts a standby of a cluster in dir, and returns how to connect to it.
+func startStandby(t *testing.T, primary *postgres.Cluster, dir string) string {
+	t.Helper()
+	data := filepath.Join(dir, "data")
+	on(t, primary, nil, "pg_basebackup", "-D", data, "-R", "-X", "stream", "-c", "fast")
+	args := []string{filepath.Join(primary.BinDir(), "postgres"), "-D", data, "-k", dir, "-c", "listen_addresses=", "-c", "port=" + strconv.Itoa(primary.Port())}
+	for name, value := range serverSettings {
+		args = append(args, "-c", name+"="+value)
+	}
+	if os.Getuid() == 0 {
+		if out, err := exec.Command("chown", "-R", "postgres", dir).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		args = append([]string{"setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"}, args...)
+	}
+	cmd := exec.Command(args[0], args[1:]...)
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(os.Interrupt)
+		cmd.Wait()
+	})
+	dsn := fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", dir, primary.Port())
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		if conn, err := pgconn.Connect(t.Context(), dsn); err == nil {
+			streaming := conn.Exec(t.Context(), "SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'")
+			rows, err := streaming.ReadAll()
+			conn.Close(context.Background())
+			if err == nil && len(rows[0].Rows) == 1 {
+				return dsn
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the standby does not start:\n%s", log.String())
+		}
+	}
+}
