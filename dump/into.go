@@ -734,7 +734,7 @@ func (in *into) runFile(ctx context.Context, file SQLFile) error {
 	f := script.NewFeeder(r.Item)
 	err = r.Item(script.Item{Kind: script.Meta, Text: []byte(`\connect "` + strings.ReplaceAll(database, `"`, `""`) + "\"\n")})
 	if err == nil {
-		_, err = io.Copy(f, bytes.NewReader(append(text, '\n')))
+		_, err = io.Copy(f, bytes.NewReader(append(text, "\n;\n"...))) // psql runs what stands at the end without a semicolon, too
 	}
 	if err == nil {
 		err = f.Close()

@@ -250,7 +250,7 @@ SELECT c.oid::regclass, c.relkind, c.relowner::regrole, c.relacl, c.reloptions, 
 	CASE WHEN relkind = 'i' THEN pg_get_indexdef(c.oid) WHEN relkind IN ('v', 'm') THEN pg_get_viewdef(c.oid) END
 	FROM pg_class c WHERE c.oid >= 16384 AND relnamespace <> 'pg_toast'::regnamespace ORDER BY c.oid::regclass::text;
 SELECT attrelid::regclass, attnum, attname, atttypid::regtype, attnotnull, attidentity, attgenerated, pg_get_expr(adbin, adrelid) FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-	WHERE attrelid >= 16384 AND attnum > 0 AND attrelid::regclass::text !~ '^pg_toast' ORDER BY 1, 2;
+	WHERE attrelid >= 16384 AND attnum > 0 AND attrelid::regclass::text !~ '^pg_toast' ORDER BY attrelid::regclass::text, attnum;
 SELECT conrelid::regclass, conname, pg_get_constraintdef(oid), convalidated FROM pg_constraint WHERE oid >= 16384 AND contype <> 'n' ORDER BY conrelid::regclass::text, conname;
 SELECT oid::regprocedure, proowner::regrole, proacl, pg_get_functiondef(oid) FROM pg_proc WHERE oid >= 16384 AND prokind <> 'a' ORDER BY oid::regprocedure::text;
 SELECT tgrelid::regclass, pg_get_triggerdef(oid), tgenabled FROM pg_trigger WHERE NOT tgisinternal ORDER BY tgrelid::regclass::text, tgname;
@@ -263,7 +263,7 @@ SELECT oid, lomowner::regrole, lomacl, md5(lo_get(oid)) FROM pg_largeobject_meta
 		count.WriteString("SET client_encoding = 'SQL_ASCII'; SET search_path = '';\n")
 		if tables != "" && !strings.Contains(database, "names") {
 			for rel := range strings.SplitSeq(sql(t, c, database, `SET client_encoding = 'SQL_ASCII'; SET search_path = '';
-SELECT 'SELECT count(*), sum(hashtextextended(x::text, 0)) FROM ' || oid::regclass || ' x' FROM pg_class WHERE oid >= 16384 AND relkind IN ('r', 'm') ORDER BY oid::regclass::text`), "\nSELECT ") {
+SELECT 'SELECT count(*), sum(hashtextextended(x::text, 0)) FROM ' || oid::regclass || ' x' FROM pg_class WHERE oid >= 16384 AND relkind IN ('r', 'm') AND relispopulated ORDER BY oid::regclass::text`), "\nSELECT ") {
 				count.WriteString("SELECT " + strings.TrimPrefix(rel, "SELECT ") + ";\n")
 			}
 			out.WriteString(sql(t, c, database, count.String()))

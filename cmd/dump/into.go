@@ -254,15 +254,18 @@ func printInto(r *dump.IntoReport, err error, took time.Duration) {
 	fmt.Println("  a new backup is due: dump create")
 }
 
-// subscriptionCommands are what brings a restored subscription up to date: its tables hold rows of the time of the
-// backup, which are thrown away and copied anew.
+// subscriptionCommands are what brings a restored subscription up to date. It has the rows of the time of the backup,
+// which its publisher has not: its tables are emptied, and copied anew by a new subscription.
 func subscriptionCommands(s postgres.Subscription) []string {
 	name := script.QuoteName(s.Name)
 	return []string{
-		fmt.Sprintf(`\connect %s`, script.QuoteName(s.Database)),
-		"TRUNCATE the tables of subscription " + name + " (SELECT srrelid::regclass FROM pg_subscription_rel)",
+		`\connect ` + script.QuoteName(s.Database),
 		"ALTER SUBSCRIPTION " + name + " ENABLE;",
-		"ALTER SUBSCRIPTION " + name + " REFRESH PUBLICATION WITH (copy_data = true);",
+		"ALTER SUBSCRIPTION " + name + " REFRESH PUBLICATION WITH (copy_data = false);",
+		"ALTER SUBSCRIPTION " + name + " DISABLE;",
+		`SELECT format('TRUNCATE %s CASCADE', srrelid::regclass) FROM pg_subscription_rel JOIN pg_subscription s ON s.oid = srsubid WHERE subname = ` + postgres.QuoteLiteral(s.Name) + ` \gexec`,
+		"DROP SUBSCRIPTION " + name + ";",
+		"CREATE SUBSCRIPTION " + name + " CONNECTION '…' PUBLICATION …;  -- as it was: see dump restore --schema-only --database " + script.QuoteName(s.Database),
 	}
 }
 

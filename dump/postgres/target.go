@@ -284,13 +284,13 @@ func (s *Server) DropInactiveSlots(ctx context.Context) ([]string, error) {
 func textArray(names []string) string {
 	var quoted []string
 	for _, n := range names {
-		quoted = append(quoted, quoteLiteral(n))
+		quoted = append(quoted, QuoteLiteral(n))
 	}
 	return "ARRAY[" + strings.Join(quoted, ", ") + "]::pg_catalog.name[]"
 }
 
-// quoteLiteral writes a string for SQL, whatever standard_conforming_strings says.
-func quoteLiteral(s string) string {
+// QuoteLiteral writes a string for SQL, whatever standard_conforming_strings says.
+func QuoteLiteral(s string) string {
 	q := "'" + strings.ReplaceAll(s, "'", "''") + "'"
 	if strings.Contains(s, `\`) {
 		return " E" + strings.ReplaceAll(q, `\`, `\\`)
@@ -325,7 +325,7 @@ func (s *Server) DropDatabase(ctx context.Context, name string) (left []string, 
 // the database that comes instead.
 func (s *Server) dropSubscriptions(ctx context.Context, database string) (left []string, err error) {
 	rows, err := s.query(ctx, `SELECT subname, coalesce(subslotname, '') FROM pg_catalog.pg_subscription sub
-		JOIN pg_catalog.pg_database d ON d.oid = sub.subdbid WHERE d.datname = `+quoteLiteral(database))
+		JOIN pg_catalog.pg_database d ON d.oid = sub.subdbid WHERE d.datname = `+QuoteLiteral(database))
 	var e *pgconn.PgError
 	if errors.As(err, &e) && e.Code == "42501" || err == nil && len(rows) == 0 {
 		return nil, nil // for superusers alone, before version 16 in part
@@ -423,13 +423,13 @@ func (s *Server) Available(without []string) string {
 
 // HasDatabase tells whether there is a database of that name.
 func (s *Server) HasDatabase(ctx context.Context, name string) (bool, error) {
-	row, err := queryRow(ctx, s.conn, "SELECT FROM pg_catalog.pg_database WHERE datname = "+quoteLiteral(name))
+	row, err := queryRow(ctx, s.conn, "SELECT FROM pg_catalog.pg_database WHERE datname = "+QuoteLiteral(name))
 	return row != nil, err
 }
 
 // HasDirectory tells whether the server, which must be asked by a superuser, has a directory.
 func (s *Server) HasDirectory(ctx context.Context, path string) (bool, error) {
-	row, err := queryRow(ctx, s.conn, "SELECT isdir FROM pg_catalog.pg_stat_file("+quoteLiteral(path)+", true)")
+	row, err := queryRow(ctx, s.conn, "SELECT isdir FROM pg_catalog.pg_stat_file("+QuoteLiteral(path)+", true)")
 	return row.at(0) == "t", err
 }
 
