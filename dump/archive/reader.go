@@ -505,7 +505,7 @@ func (d *decoder) split(src io.Reader) error {
 			n, ok = frameLength(header)
 		}
 		if !ok {
-			return d.inflateRest(r)
+			return d.inflateRest(r, done > 0)
 		}
 		if n < frameHeader+frameTrailer || n > maxFrame {
 			return damaged(d.name, "a frame claims %d compressed bytes", n)
@@ -543,8 +543,9 @@ func (d *decoder) split(src io.Reader) error {
 	return nil
 }
 
-// inflateRest inflates what other programs compressed, one member after the other.
-func (d *decoder) inflateRest(r io.Reader) error {
+// inflateRest inflates what other programs compressed, one member after the
+// other. behind says that others came before.
+func (d *decoder) inflateRest(r *bufio.Reader, behind bool) error {
 	fail := func(err error) error {
 		var e *DamageError
 		if errors.As(err, &e) || d.ctx.Err() != nil {
@@ -552,11 +553,58 @@ func (d *decoder) inflateRest(r io.Reader) error {
 		}
 		return &DamageError{Object: d.name, Reason: "not valid gzip", Err: err}
 	}
-	z, err := pgzip.NewReaderN(r, 1<<20, 4)
-	if err != nil {
-		return fail(err)
+	var z *pgzip.Reader
+	for ; ; behind = true {
+		if behind {
+			if ended, err := d.ended(r); err != nil {
+				return fail(err)
+			} else if ended {
+				return nil
+			}
+		}
+		var err error
+		if z == nil {
+			if z, err = pgzip.NewReaderN(r, 1<<20, 4); err == nil {
+				defer z.Close()
+			}
+		} else {
+			err = z.Reset(r)
+		}
+		if err != nil {
+			return fail(err)
+		}
+		z.Multistream(false) // what follows is looked at first
+		if err := d.inflateMember(z); err != nil {
+			return fail(err)
+		}
 	}
-	defer z.Close()
+}
+
+// ended tells whether nothing comes behind a member. As gunzip does, it passes
+// over zero bytes at the end of what another program made, as tapes and blocks
+// of a fixed size leave them.
+func (d *decoder) ended(r *bufio.Reader) (bool, error) {
+	next, err := r.Peek(1)
+	if err == io.EOF {
+		return true, nil
+	}
+	if err != nil || next[0] != 0 || d.size >= 0 {
+		return false, err
+	}
+	for {
+		switch c, err := r.ReadByte(); {
+		case err == io.EOF:
+			return true, nil
+		case err != nil:
+			return false, err
+		case c != 0:
+			return false, damaged(d.name, "holds other bytes behind its gzip stream")
+		}
+	}
+}
+
+// inflateMember inflates one gzip member.
+func (d *decoder) inflateMember(z *pgzip.Reader) error {
 	for {
 		buf, err := d.plain.get(d.ctx)
 		if err != nil {
@@ -566,10 +614,10 @@ func (d *decoder) inflateRest(r io.Reader) error {
 			buf = make([]byte, 0, 1<<20)
 		}
 		n, readErr := io.ReadFull(z, buf[:cap(buf)])
-		if n > 0 {
-			if err := d.frames.do(func() ([]byte, error) { return buf[:n], nil }); err != nil {
-				return err
-			}
+		if n == 0 {
+			d.plain.put(buf)
+		} else if err := d.frames.do(func() ([]byte, error) { return buf[:n], nil }); err != nil {
+			return err
 		}
 		switch {
 		case readErr == io.EOF || readErr == io.ErrUnexpectedEOF && n > 0 && n < cap(buf):
@@ -577,11 +625,11 @@ func (d *decoder) inflateRest(r io.Reader) error {
 			// cut; the reader itself tells them apart when it is asked again.
 			var more [1]byte
 			if _, err := z.Read(more[:]); err != io.EOF {
-				return fail(err)
+				return err
 			}
 			return nil
 		case readErr != nil:
-			return fail(readErr)
+			return readErr
 		}
 	}
 }
