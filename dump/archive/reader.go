@@ -15,6 +15,7 @@ import (
 	"github.com/klauspost/pgzip"
 
 	"encdump/crypto"
+	"encdump/dump/script"
 	"encdump/storage"
 )
 
@@ -104,6 +105,35 @@ func (b *Backup) Ranges(ctx context.Context, toc *TOC, o *ReadOptions) (*Ranges,
 	return r, nil
 }
 
+// frame returns the frame that holds a plain offset: the last that begins at or
+// before it.
+func (r *Ranges) frame(plain int64) int {
+	return sort.Search(len(r.frames), func(i int) bool { return r.frames[i].plain > plain }) - 1
+}
+
+// from returns where in the stored stream the first cipher block of a frame
+// begins, and how much of that comes before the frame.
+func (r *Ranges) from(frame int) (from, skip int64) {
+	at := int64(crypto.HeaderSize) + r.frames[frame].compressed
+	skip = at % int64(crypto.BlockSize)
+	return at - skip, skip
+}
+
+// segments returns the first and the last segment that frames need.
+func (r *Ranges) segments(first, last int) (from, to int64) {
+	at, _ := r.from(first)
+	return max(at-int64(crypto.BlockSize), 0) / SegmentSize, (int64(crypto.HeaderSize) + r.frames[last+1].compressed - 1) / SegmentSize
+}
+
+// Join tells whether two ranges, which are not empty, are better read at once:
+// the second begins in the segment that the first ends in, or in the next one,
+// so that no other is read for what lies between them.
+func (r *Ranges) Join(a, b script.Range) bool {
+	_, last := r.segments(r.frame(int64(a.Offset)), r.frame(a.End()-1))
+	first, _ := r.segments(r.frame(int64(b.Offset)), r.frame(b.End()-1))
+	return a.End() <= int64(b.Offset) && first <= last+1
+}
+
 // Open returns the plain bytes of a range. Only the segments are read that hold
 // its frames, and the one before where the first cipher block of these is the
 // first of its segment; each is checked before anything of it is released. The
@@ -116,17 +146,10 @@ func (r *Ranges) Open(ctx context.Context, offset, length int64) (io.ReadCloser,
 	if length == 0 {
 		return io.NopCloser(bytes.NewReader(nil)), nil
 	}
-	// The frame that holds a plain offset is the last that begins at or before it.
-	frame := func(plain int64) int {
-		return sort.Search(len(r.frames), func(i int) bool { return r.frames[i].plain > plain }) - 1
-	}
-	first, last := frame(offset), frame(end-1)
+	first, last := r.frame(offset), r.frame(end-1)
 	d := *r.template
-	from := int64(crypto.HeaderSize) + r.frames[first].compressed
-	d.skip = from % int64(crypto.BlockSize)
-	d.from = from - d.skip
-	d.first = max(d.from-int64(crypto.BlockSize), 0) / SegmentSize
-	d.last = (int64(crypto.HeaderSize) + r.frames[last+1].compressed - 1) / SegmentSize
+	d.from, d.skip = r.from(first)
+	d.first, d.last = r.segments(first, last)
 	d.frameCount = last - first + 1
 	d.trim = offset - r.frames[first].plain
 	d.size = length
