@@ -28,15 +28,17 @@ test: deps build lint
 	go test -timeout 15m $(PACKAGES)
 
 test-all: deps build lint
+	@.ci/deps all
 	go test -timeout 1h -race $(PACKAGES)
-	TEST_ROUNDS=10 go test -timeout 3h -count 1 $(PACKAGES)
+	TEST_ROUNDS=10 TEST_SERVERS="10 11 12 13 14 16 17 18" TEST_SHOP_SCALE=1 \
+	    go test -timeout 3h -count 1 $(PACKAGES)
 	$(MAKE) fuzz
 
 fuzz:
 	@for package in $$(go list $(PACKAGES)); do \
 	    for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
 	        echo "$$package $$target"; \
-	        go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+	        go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$package || exit 1; \
 	    done; \
 	done
 

@@ -346,31 +346,19 @@ func Select(ctx context.Context, b *archive.Backup, w io.Writer, s *script.Selec
 			if err != nil {
 				return nil, err
 			}
-			// Once without rows.
-			var stored int64
+			// Once without rows, so that a name which is not there is told before
+			// anything is written.
+			rows := &rows{ctx: ctx, ranges: ranges}
+			defer rows.close()
 			dry := script.NewSelector(s, func([]byte) error { return nil })
-			err = outline.Items(dry, func(r script.Range) (io.ReadCloser, error) {
-				stored += ranges.Stored(int64(r.Offset), int64(r.Length))
-				return io.NopCloser(strings.NewReader("")), nil
-			})
+			err = outline.Items(dry, rows.note)
 			if err == nil {
 				err = dry.Close()
 			}
 			if err != nil {
 				return nil, err
 			}
-			if stored > b.StoredSize()/2 {
-				outline = nil // one pass costs less than many starts
-			}
-		}
-		if outline != nil {
-			ranges, err := b.Ranges(ctx, toc, &o)
-			if err != nil {
-				return nil, err
-			}
-			err = outline.Items(sel, func(r script.Range) (io.ReadCloser, error) {
-				return ranges.Open(ctx, int64(r.Offset), int64(r.Length))
-			})
+			err = outline.Items(sel, rows.open)
 			if err != nil {
 				return nil, err
 			}
@@ -383,6 +371,64 @@ func Select(ctx context.Context, b *archive.Backup, w io.Writer, s *script.Selec
 	}
 	left = sel.Skipped()
 	return left, sel.Close()
+}
+
+// rows reads the ranges of a dump that hold wanted rows. Those that lie in the
+// same segments are read at once, or thousands of small tables would have each
+// its segment read again.
+type rows struct {
+	ctx    context.Context
+	ranges *archive.Ranges
+	runs   []script.Range // in order, what is read at once
+	next   int            // the run after the one under way
+	run    io.ReadCloser
+	at     int64 // where in the dump run is
+}
+
+// note takes the next range that will be wanted, and gives nothing.
+func (r *rows) note(want script.Range) (io.ReadCloser, error) {
+	if want.Length > 0 {
+		if n := len(r.runs); n > 0 && r.ranges.Join(r.runs[n-1], want) {
+			r.runs[n-1].Length = want.Offset + want.Length - r.runs[n-1].Offset
+		} else {
+			r.runs = append(r.runs, want)
+		}
+	}
+	return io.NopCloser(strings.NewReader("")), nil
+}
+
+// open returns the rows of the next range that is wanted.
+func (r *rows) open(want script.Range) (io.ReadCloser, error) {
+	if want.Length == 0 {
+		return io.NopCloser(strings.NewReader("")), nil
+	}
+	if r.next == 0 || int64(want.Offset) >= r.runs[r.next-1].End() {
+		if r.next == len(r.runs) {
+			return nil, fmt.Errorf("rows at %d were not expected", want.Offset)
+		}
+		r.close()
+		run := r.runs[r.next]
+		r.next++
+		var err error
+		if r.run, err = r.ranges.Open(r.ctx, int64(run.Offset), int64(run.Length)); err != nil {
+			return nil, err
+		}
+		r.at = int64(run.Offset)
+		if run == want {
+			return io.NopCloser(r.run), nil
+		}
+	}
+	if _, err := io.CopyN(io.Discard, r.run, int64(want.Offset)-r.at); err != nil {
+		return nil, err
+	}
+	r.at = want.End()
+	return io.NopCloser(io.LimitReader(r.run, int64(want.Length))), nil
+}
+
+func (r *rows) close() {
+	if r.run != nil {
+		r.run.Close()
+	}
 }
 
 // counter counts what a writer takes.

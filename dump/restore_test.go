@@ -102,6 +102,66 @@ func TestRestoreReadsLittle(t *testing.T) {
 	}
 }
 
+// TestRestoreReadsOnce: tables that lie in the same segments are read at once.
+func TestRestoreReadsOnce(t *testing.T) {
+	var b bytes.Buffer
+	random := rand.New(rand.NewPCG(7, 8))
+	b.WriteString("--\n-- PostgreSQL database cluster dump\n--\n\n\\connect many\n\n")
+	const tables = 300
+	for i := range tables {
+		fmt.Fprintf(&b, "CREATE TABLE public.t%d (\n    x text\n);\n\n", i)
+	}
+	for i := range tables {
+		fmt.Fprintf(&b, "COPY public.t%d (x) FROM stdin;\n", i)
+		for range random.IntN(2000) {
+			fmt.Fprintf(&b, "%016x%016x\n", random.Uint64(), random.Uint64())
+		}
+		b.WriteString("\\.\n\n")
+	}
+	b.WriteString("--\n-- PostgreSQL database cluster dump complete\n--\n\n")
+	key := crypto.NewKey(crypto.NewPassphrase([]byte("a passphrase for this test")), "test")
+	mem := storagetest.Mem()
+	report, err := Create(t.Context(), &CreateOptions{
+		Stores: []storage.Bucket{mem}, Stdin: bytes.NewReader(b.Bytes()), GUID: "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11",
+		Key: func(context.Context, string, bool) (*crypto.Key, error) { return key, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bucket := storagetest.NewFaulty(mem)
+	backup, err := archive.OpenCatalog(bucket, crypto.Keyring{key}, nil).Find(t.Context(), archive.Ref{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := report.Metadata
+	if m.Sizes.Stored < archive.SegmentSize*3/2 {
+		t.Fatalf("%d bytes are too few", m.Sizes.Stored)
+	}
+	all := &script.Selection{Databases: []string{"many"}, NoOwner: true} // nothing in the dump has an owner
+	some := &script.Selection{}
+	for i := 0; i < tables; i += 7 {
+		some.Tables = append(some.Tables, script.TableName{Database: "many", Schema: "public", Table: fmt.Sprintf("t%d", i)})
+	}
+	for _, s := range []*script.Selection{all, some} {
+		before := bucket.BytesRead()
+		var out strings.Builder
+		if _, err := RestoreSelected(t.Context(), backup, &out, s, archive.ReadOptions{}, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		if read, limit := bucket.BytesRead()-before, m.Sizes.Stored+m.TOC.Size+m.Sums.Size; read > limit {
+			t.Errorf("%d bytes were read, at most %d are needed", read, limit)
+		}
+		var want strings.Builder
+		sel := script.NewSelector(s, func(text []byte) error { want.Write(text); return nil })
+		f := script.NewFeeder(sel.Item)
+		f.Write(b.Bytes())
+		f.Close()
+		if err := sel.Close(); err != nil || out.String() != want.String() {
+			t.Errorf("%d bytes, want %d, %v", out.Len(), want.Len(), err)
+		}
+	}
+}
+
 // TestRestoreReadsLittleOfShop counts the same for a small table of the data set
 // bench/shop.sql beside its large ones, out of a real dump: metadata, sums, toc
 // and the segments of the table's own frames. TEST_SHOP_SCALE is the size of

@@ -18,14 +18,8 @@ func newKey() *cobra.Command {
 		Short: "make, name and show keys",
 		Long: `A key is a passphrase in the first line of a file. Copy it to a safe place away from the
 backups: whoever has it reads them, and without it nobody does.`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usage("dump key --help lists the commands", "unknown command %q", "key "+args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
+	onlyCommands(key)
 	key.AddCommand(
 		keyCommand("generate [--key-file FILE]", "make a new key of 32 letters and digits",
 			`generate writes a random key to the file, mode 0600, by default to this user's own key

@@ -13,6 +13,9 @@ import (
 // keyVariable holds a passphrase, where operators want it there.
 const keyVariable = "DUMP_KEY"
 
+// systemKeyFile is where the key of a machine is; tests have another.
+var systemKeyFile = "/etc/dump/key"
+
 // defaultKeyFiles returns where a key is looked for when none is named; the
 // first is where this user's is made.
 func defaultKeyFiles() []string {
@@ -21,9 +24,9 @@ func defaultKeyFiles() []string {
 		files = append(files, filepath.Join(dir, "dump", "key"))
 	}
 	if os.Geteuid() == 0 {
-		return append([]string{"/etc/dump/key"}, files...)
+		return append([]string{systemKeyFile}, files...)
 	}
-	return append(files, "/etc/dump/key")
+	return append(files, systemKeyFile)
 }
 
 // noKeyError says that no key was found, and where it was looked for.
@@ -62,7 +65,7 @@ func (f flags) keyring(ctx context.Context) (crypto.Keyring, error) {
 	}
 	for _, path := range defaultKeyFiles() {
 		k, err := crypto.ReadKeyFile(path)
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) && path == "/etc/dump/key" {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) && path == systemKeyFile {
 			continue
 		}
 		if err != nil {

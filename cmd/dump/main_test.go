@@ -19,6 +19,8 @@ import (
 const asProgram = "DUMP_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
+	// A key of this machine must not reach the tests, nor one of theirs it.
+	systemKeyFile = filepath.Join(os.Getenv("HOME"), "etc-dump-key")
 	if os.Getenv(asProgram) != "" {
 		os.Unsetenv(asProgram)
 		main()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -32,14 +33,8 @@ Exit status: 0 done; 1 failed; 2 wrong usage; 3 done in part; 4 no such backup;
 authenticated; 129 hangup; 130 interrupted; 143 terminated.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usage("dump help lists the commands", "unknown command %q", args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
+	onlyCommands(root)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage(fmt.Sprintf("%s --help lists the flags", cmd.CommandPath()), "%v", err)
 	})
@@ -49,19 +44,51 @@ authenticated; 129 hangup; 130 interrupted; 143 terminated.`,
 	)
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "help":
+			c.Args = func(_ *cobra.Command, args []string) error {
+				if target, _, err := root.Find(args); err != nil || target == root && len(args) > 0 {
+					return usage("dump --help lists the commands", "unknown command %q", strings.Join(args, " "))
+				}
+				return nil
+			}
+		case "completion":
+			onlyCommands(c)
+			for _, shell := range c.Commands() {
+				shell.Args = ours(noArguments)
+			}
+		}
+	}
 	return root
+}
+
+// onlyCommands makes a command that is nothing without one of its own commands.
+func onlyCommands(cmd *cobra.Command) {
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usage(cmd.CommandPath()+" --help lists the commands", "unknown command %q", strings.TrimPrefix(cmd.CommandPath()+" "+args[0], "dump "))
+		}
+		return nil
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+}
+
+// ours makes the error of a check of arguments one of usage.
+func ours(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usage(cmd.CommandPath()+" --help shows the usage", "%v", err)
+		}
+		return nil
+	}
 }
 
 // command makes a subcommand with the flags that the table of options gives it;
 // its errors of usage have status 2.
 func command(use, short, long string, args cobra.PositionalArgs, run func(ctx context.Context, f flags, args []string) error) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, DisableFlagsInUseLine: true}
-	cmd.Args = func(cmd *cobra.Command, given []string) error {
-		if err := args(cmd, given); err != nil {
-			return usage(cmd.CommandPath()+" --help shows the usage", "%v", err)
-		}
-		return nil
-	}
+	cmd.Args = ours(args)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := fromEnvironment(cmd.Flags()); err != nil {
 			return err

@@ -126,6 +126,15 @@ type tableContents struct {
 	Fingerprint script.Fingerprint `json:"fingerprint"`
 }
 
+// size is that of rows and large objects.
+func (c *databaseContents) size() int64 {
+	n := c.Bytes
+	if c.LargeObjects != nil {
+		n += c.LargeObjects.Bytes
+	}
+	return int64(n)
+}
+
 // contentsOf adds up the blocks of each table.
 func contentsOf(d *script.Database) databaseContents {
 	c := databaseContents{Name: d.Name, Encoding: d.Encoding, Sequences: d.Sequences, LargeObjects: d.LargeObjects, Tables: []tableContents{}}
@@ -169,7 +178,7 @@ func runShowContents(ctx context.Context, f flags, args []string) error {
 	for i := range toc.Contents.Databases {
 		all = append(all, contentsOf(&toc.Contents.Databases[i]))
 	}
-	slices.SortStableFunc(all, func(a, b databaseContents) int { return cmp.Compare(b.Bytes, a.Bytes) })
+	slices.SortStableFunc(all, func(a, b databaseContents) int { return cmp.Compare(b.size(), a.size()) })
 	if f.is("json") {
 		return printJSON(struct {
 			BackupID  string             `json:"backup_id"`
@@ -181,7 +190,7 @@ func runShowContents(ctx context.Context, f flags, args []string) error {
 		if d.Encoding != "" {
 			encoding = " (" + d.Encoding + ")"
 		}
-		fmt.Printf("database %s%s: %d tables, %s rows, %s\n", printable(d.Name), encoding, len(d.Tables), humanize.Comma(int64(d.Rows)), size(int64(d.Bytes)))
+		fmt.Printf("database %s%s: %d tables, %s rows, %s\n", printable(d.Name), encoding, len(d.Tables), humanize.Comma(int64(d.Rows)), size(d.size()))
 		rows := [][]string{}
 		for _, t := range d.Tables {
 			rows = append(rows, []string{

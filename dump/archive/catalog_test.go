@@ -610,8 +610,12 @@ func TestForeign(t *testing.T) {
 			"PBKDF2":          {foreignBackup(t, zip(sql), crypto.NewPBKDF2(crypto.OpenSSLIterations), 1e9, whole), ReadOptions{}},
 			"PBKDF2, 77":      {foreignBackup(t, zip(sql), pbkdf2, 1e9, whole), ReadOptions{Derivation: &pbkdf2}},
 			"members":         {foreignBackup(t, zip(sql[:1], sql[1:9000], nil, sql[9000:]), crypto.MD5, 1e9, whole), ReadOptions{}},
+			"many members":    {foreignBackup(t, zip(append(make([][]byte, 300), sql)...), crypto.MD5, 1e9, whole), ReadOptions{Jobs: 2}},
 			"empty first":     {foreignBackup(t, zip(nil, sql), crypto.MD5, 1e9, whole), ReadOptions{}},
 			"frame, then not": {foreignBackup(t, append(mustFrame(t, sql[:500]), zip(sql[500:])...), crypto.MD5, 1e9, whole), ReadOptions{Jobs: 2}},
+			"zeros behind":    {foreignBackup(t, append(zip(sql), make([]byte, 10_000)...), crypto.MD5, 1e9, whole), ReadOptions{}},
+			"members, zeros":  {foreignBackup(t, append(zip(sql[:1], sql[1:]), 0), crypto.MD5, 1e9, whole), ReadOptions{}},
+			"frames, zeros":   {foreignBackup(t, append(append(mustFrame(t, sql[:500]), mustFrame(t, sql[500:])...), make([]byte, 100)...), crypto.MD5, 1e9, whole), ReadOptions{Jobs: 2}},
 			"not, then frame": {foreignBackup(t, append(zip(sql[:500]), mustFrame(t, sql[500:])...), crypto.MD5, 1e9, whole), ReadOptions{Jobs: 2}},
 		} {
 			backup := find(t, test.bucket(t), testID.String(), otherKey, testKey)
@@ -712,6 +716,8 @@ func TestForeign(t *testing.T) {
 			"nothing":          {foreignBackup(t, nil, crypto.MD5, 1e9, whole), ReadOptions{}, testKeys, "key"},
 			"checksum":         {foreignBackup(t, []byte(flip(string(zip(sql)), len(zip(sql))-7, 1)), crypto.MD5, 1e9, whole), ReadOptions{}, testKeys, "ID"},
 			"sum of a frame":   {foreignBackup(t, []byte(flip(string(mustFrame(t, sql)), len(mustFrame(t, sql))-7, 1)), crypto.MD5, 1e9, whole), ReadOptions{}, testKeys, "ID"},
+			"garbage, zeros":   {foreignBackup(t, append(zip(sql), "\x00\x00garbage"...), crypto.MD5, 1e9, whole), ReadOptions{}, testKeys, "ID"},
+			"only zeros":       {foreignBackup(t, make([]byte, 100), crypto.MD5, 1e9, whole), ReadOptions{}, testKeys, "key"},
 			"garbage behind":   {foreignBackup(t, append(zip(sql), "garbage"...), crypto.MD5, 1e9, whole), ReadOptions{}, testKeys, "ID"},
 		} {
 			backup, err := OpenCatalog(test.bucket(t), test.keys, nil).Find(t.Context(), Ref{ID: testID.String()})

@@ -15,6 +15,7 @@ import (
 	"github.com/klauspost/pgzip"
 
 	"encdump/crypto"
+	"encdump/dump/script"
 	"encdump/storage"
 )
 
@@ -104,13 +105,33 @@ func (b *Backup) Ranges(ctx context.Context, toc *TOC, o *ReadOptions) (*Ranges,
 	return r, nil
 }
 
-// Stored returns how many bytes of the stored stream Open reads for a range.
-func (r *Ranges) Stored(offset, length int64) int64 {
-	if length <= 0 || offset < 0 || offset+length > r.frames[len(r.frames)-1].plain {
-		return 0
-	}
-	d := r.locate(offset, length)
-	return min((d.last+1)*SegmentSize, d.stream.size()) - d.first*SegmentSize
+// frame returns the frame that holds a plain offset: the last that begins at or
+// before it.
+func (r *Ranges) frame(plain int64) int {
+	return sort.Search(len(r.frames), func(i int) bool { return r.frames[i].plain > plain }) - 1
+}
+
+// from returns where in the stored stream the first cipher block of a frame
+// begins, and how much of that comes before the frame.
+func (r *Ranges) from(frame int) (from, skip int64) {
+	at := int64(crypto.HeaderSize) + r.frames[frame].compressed
+	skip = at % int64(crypto.BlockSize)
+	return at - skip, skip
+}
+
+// segments returns the first and the last segment that frames need.
+func (r *Ranges) segments(first, last int) (from, to int64) {
+	at, _ := r.from(first)
+	return max(at-int64(crypto.BlockSize), 0) / SegmentSize, (int64(crypto.HeaderSize) + r.frames[last+1].compressed - 1) / SegmentSize
+}
+
+// Join tells whether two ranges, which are not empty, are better read at once:
+// the second begins in the segment that the first ends in, or in the next one,
+// so that no other is read for what lies between them.
+func (r *Ranges) Join(a, b script.Range) bool {
+	_, last := r.segments(r.frame(int64(a.Offset)), r.frame(a.End()-1))
+	first, _ := r.segments(r.frame(int64(b.Offset)), r.frame(b.End()-1))
+	return a.End() <= int64(b.Offset) && first <= last+1
 }
 
 // Open returns the plain bytes of a range. Only the segments are read that hold
@@ -125,29 +146,15 @@ func (r *Ranges) Open(ctx context.Context, offset, length int64) (io.ReadCloser,
 	if length == 0 {
 		return io.NopCloser(bytes.NewReader(nil)), nil
 	}
-	d := r.locate(offset, length)
-	d.start(ctx)
-	return d, nil
-}
-
-// locate makes a decoder of a range, not started yet, that is not empty and lies in the stream.
-func (r *Ranges) locate(offset, length int64) *decoder {
-	end := offset + length
-	// The frame that holds a plain offset is the last that begins at or before it.
-	frame := func(plain int64) int {
-		return sort.Search(len(r.frames), func(i int) bool { return r.frames[i].plain > plain }) - 1
-	}
-	first, last := frame(offset), frame(end-1)
+	first, last := r.frame(offset), r.frame(end-1)
 	d := *r.template
-	from := int64(crypto.HeaderSize) + r.frames[first].compressed
-	d.skip = from % int64(crypto.BlockSize)
-	d.from = from - d.skip
-	d.first = max(d.from-int64(crypto.BlockSize), 0) / SegmentSize
-	d.last = (int64(crypto.HeaderSize) + r.frames[last+1].compressed - 1) / SegmentSize
+	d.from, d.skip = r.from(first)
+	d.first, d.last = r.segments(first, last)
 	d.frameCount = last - first + 1
 	d.trim = offset - r.frames[first].plain
 	d.size = length
-	return &d
+	d.start(ctx)
+	return &d, nil
 }
 
 // decoder makes the decoder of the backup's stream, not started yet, after what
@@ -521,7 +528,7 @@ func (d *decoder) split(src io.Reader) error {
 			n, ok = frameLength(header)
 		}
 		if !ok {
-			return d.inflateRest(r)
+			return d.inflateRest(r, done > 0)
 		}
 		if n < frameHeader+frameTrailer || n > maxFrame {
 			return damaged(d.name, "a frame claims %d compressed bytes", n)
@@ -559,8 +566,9 @@ func (d *decoder) split(src io.Reader) error {
 	return nil
 }
 
-// inflateRest inflates what other programs compressed, one member after the other.
-func (d *decoder) inflateRest(r io.Reader) error {
+// inflateRest inflates what other programs compressed, one member after the
+// other. behind says that others came before.
+func (d *decoder) inflateRest(r *bufio.Reader, behind bool) error {
 	fail := func(err error) error {
 		var e *DamageError
 		if errors.As(err, &e) || d.ctx.Err() != nil {
@@ -568,11 +576,58 @@ func (d *decoder) inflateRest(r io.Reader) error {
 		}
 		return &DamageError{Object: d.name, Reason: "not valid gzip", Err: err}
 	}
-	z, err := pgzip.NewReaderN(r, 1<<20, 4)
-	if err != nil {
-		return fail(err)
+	var z *pgzip.Reader
+	for ; ; behind = true {
+		if behind {
+			if ended, err := d.ended(r); err != nil {
+				return fail(err)
+			} else if ended {
+				return nil
+			}
+		}
+		var err error
+		if z == nil {
+			if z, err = pgzip.NewReaderN(r, 1<<20, 4); err == nil {
+				defer z.Close()
+			}
+		} else {
+			err = z.Reset(r)
+		}
+		if err != nil {
+			return fail(err)
+		}
+		z.Multistream(false) // what follows is looked at first
+		if err := d.inflateMember(z); err != nil {
+			return fail(err)
+		}
 	}
-	defer z.Close()
+}
+
+// ended tells whether nothing comes behind a member. As gunzip does, it passes
+// over zero bytes at the end of what another program made, as tapes and blocks
+// of a fixed size leave them.
+func (d *decoder) ended(r *bufio.Reader) (bool, error) {
+	next, err := r.Peek(1)
+	if err == io.EOF {
+		return true, nil
+	}
+	if err != nil || next[0] != 0 || d.size >= 0 {
+		return false, err
+	}
+	for {
+		switch c, err := r.ReadByte(); {
+		case err == io.EOF:
+			return true, nil
+		case err != nil:
+			return false, err
+		case c != 0:
+			return false, damaged(d.name, "holds other bytes behind its gzip stream")
+		}
+	}
+}
+
+// inflateMember inflates one gzip member.
+func (d *decoder) inflateMember(z *pgzip.Reader) error {
 	for {
 		buf, err := d.plain.get(d.ctx)
 		if err != nil {
@@ -582,10 +637,10 @@ func (d *decoder) inflateRest(r io.Reader) error {
 			buf = make([]byte, 0, 1<<20)
 		}
 		n, readErr := io.ReadFull(z, buf[:cap(buf)])
-		if n > 0 {
-			if err := d.frames.do(func() ([]byte, error) { return buf[:n], nil }); err != nil {
-				return err
-			}
+		if n == 0 {
+			d.plain.put(buf)
+		} else if err := d.frames.do(func() ([]byte, error) { return buf[:n], nil }); err != nil {
+			return err
 		}
 		switch {
 		case readErr == io.EOF || readErr == io.ErrUnexpectedEOF && n > 0 && n < cap(buf):
@@ -593,11 +648,11 @@ func (d *decoder) inflateRest(r io.Reader) error {
 			// cut; the reader itself tells them apart when it is asked again.
 			var more [1]byte
 			if _, err := z.Read(more[:]); err != io.EOF {
-				return fail(err)
+				return err
 			}
 			return nil
 		case readErr != nil:
-			return fail(readErr)
+			return readErr
 		}
 	}
 }

@@ -321,6 +321,8 @@ func TestParse(t *testing.T) {
 		"COPY public.t (a, b) FROM stdin;":                               {Schema: "public", Table: "t", Columns: []string{"a", "b"}},
 		"COPY public.t  FROM stdin;":                                     {Schema: "public", Table: "t"},
 		"copy \"A.b\".\"c\"\"d\" ( \"e,f\" , g$1 ) from STDIN WITH (x);": {Schema: "A.b", Table: "c\"d", Columns: []string{"e,f", "g$1"}},
+		"COPY t (a, b) WITH OIDS FROM stdin;":                            {Table: "t", Columns: []string{"a", "b"}},
+		"COPY t WITH BINARY FROM stdin;":                                 nil,
 		"COPY T (A) FROM stdin;":                                         {Table: "t", Columns: []string{"a"}},
 		"COPY \"\xe4\xff\".\xe4X FROM stdin;":                            {Schema: "\xe4\xff", Table: "\xe4x"},
 		"COPY /* a */ t -- b\n (\"\") FROM stdin;":                       {Table: "t", Columns: []string{""}},

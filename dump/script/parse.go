@@ -42,6 +42,9 @@ func ParseCopy(statement []byte) (t CopyTarget, ok bool) {
 			}
 		}
 	}
+	if p.word("with") && !p.word("oids") { // pg_dump --oids, up to version 11
+		return t, false
+	}
 	return t, p.word("from") && p.word("stdin")
 }
 

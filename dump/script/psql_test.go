@@ -209,7 +209,7 @@ func dumps(t *testing.T) map[string][]byte {
 	all := map[string][]byte{"": dump(t, "pg_dumpall")}
 	for _, options := range []string{
 		"--inserts", "--column-inserts", "--inserts --rows-per-insert=7", "--quote-all-identifiers", "--disable-dollar-quoting",
-		"-c --if-exists", "--inserts --disable-dollar-quoting --quote-all-identifiers --on-conflict-do-nothing",
+		"-c --if-exists", "-c --disable-triggers --use-set-session-authorization", "--binary-upgrade", "--load-via-partition-root --no-comments", "--inserts --disable-dollar-quoting --quote-all-identifiers --on-conflict-do-nothing",
 	} {
 		all[options] = dump(t, "pg_dumpall", append(strings.Fields(options), "--exclude-database=many")...)
 	}

@@ -122,6 +122,23 @@ func TestSelectScripts(t *testing.T) {
 	}
 }
 
+// TestSelectOIDs is about a table whose rows come with their OIDs, as pg_dump
+// --oids wrote them up to version 11.
+func TestSelectOIDs(t *testing.T) {
+	in, err := os.ReadFile("testdata/scripts/pg_dumpall_9.6_oids.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := gather(t, in, 100).Databases
+	if len(d) != 1 || len(d[0].Copies) != 2 || d[0].Copies[0].Rows != 2 || d[0].Copies[0].Table != "t" {
+		t.Errorf("%+v", d)
+	}
+	out := mustSelect(t, script.Selection{Tables: []script.TableName{table(t, "old.public.t")}, NoOwner: true}, in)
+	has(t, out, "CREATE OR REPLACE PROCEDURAL LANGUAGE plperl;", "SET default_with_oids = true;", "COPY public.t (a, b) WITH OIDS FROM stdin;\n16390\t1\tx;\n16391\t2\t\\N\n\\.\n")
+	hasNot(t, out, "OWNER TO", "public.u")
+	hasNot(t, mustSelect(t, script.Selection{SchemaOnly: true}, in), "COPY", "16390")
+}
+
 // TestSelectSecurityLabels: a label goes with its object, as a comment does.
 // Their providers are modules that servers do not have of themselves.
 func TestSelectSecurityLabels(t *testing.T) {
