@@ -15,6 +15,7 @@ import (
 	"encdump/crypto"
 	"encdump/dump"
 	"encdump/dump/archive"
+	"encdump/storage"
 )
 
 // kind of an option's value.
@@ -41,6 +42,8 @@ type option struct {
 
 var options = []option{
 	{"store", list, "", "URL", "where backups are: a directory or file:///path; several for create", "create list show fetch restore verify delete"},
+	{"retry-for", duration, storage.DefaultPatience.String(), "DURATION", "how long a store that cannot be reached is tried again, counted from the last byte that passed", "create list show fetch restore verify delete"},
+	{"timeout", duration, storage.DefaultTimeout.String(), "DURATION", "how long one request to a store may make no progress before it is tried again", "create list show fetch restore verify delete"},
 	{"key-file", list, "", "FILE", "file whose first line is the passphrase; several for reading, the right one is chosen", "create list show fetch restore verify key"},
 	{"key-command", text, "", "COMMAND", "shell command whose first line of output is the passphrase", "create list show fetch restore verify key"},
 	{"guid", text, "", "GUID", "which cluster's backups: GUID, a unique beginning of one, or a name; for create a UUID to use instead of the one that the cluster gives", "create list show fetch restore verify delete"},
@@ -56,7 +59,7 @@ var options = []option{
 	{"iter", number, "0", "N", "rounds of pbkdf2; default 600000 for create, 10000 for foreign backups", "create fetch restore verify"},
 	{"pg-dumpall", text, "", "PROGRAM", "pg_dumpall to run; default is the newest found that is not older than the server", "create"},
 	{"lock-wait-timeout", duration, "5m", "DURATION", "how long pg_dump waits for a table lock before it fails; 0 waits for ever", "create"},
-	{"stall-timeout", duration, archive.DefaultStallTimeout.String(), "DURATION", "how long a store may take no data before it is given up", "create"},
+	{"stall-timeout", duration, "0", "DURATION", "how long a store may take no data before it is given up; 0 is what --retry-for and twice --timeout come to, and a minute", "create"},
 	{"nice", number, "10", "N", "how far this program steps back behind the database, from 0 to 19", "create"},
 
 	{"backup-id", text, "", "ID", "backup ID, a unique beginning of one, or latest", "show fetch restore verify delete"},
@@ -195,6 +198,28 @@ func (f flags) duration(name string) time.Duration {
 	v, err := f.GetDuration(name)
 	must(err)
 	return v
+}
+
+// storeOptions reads what concerns all stores.
+func (f flags) storeOptions() *storage.Options {
+	return &storage.Options{Patience: f.duration("retry-for"), Timeout: f.duration("timeout"), Logger: newLogger(f.is("verbose"))}
+}
+
+// stallTimeout reads --stall-timeout. In an outage that ends just before --retry-for has passed, a store takes nothing
+// from the beginning of the attempt that met it, which fails after --timeout, to the end of the last attempt, which
+// may take as long. A store is not to be given up for that.
+func (f flags) stallTimeout() (time.Duration, error) {
+	o := f.storeOptions().WithDefaults()
+	least := o.Patience + 2*o.Timeout
+	stall := f.duration("stall-timeout")
+	if stall == 0 {
+		return least + time.Minute, nil
+	}
+	if stall < least {
+		return 0, usage(fmt.Sprintf("at least %v, which is --retry-for and twice --timeout; or make these shorter", least),
+			"--stall-timeout %v would give a store up that is still being tried again", stall)
+	}
+	return stall, nil
 }
 
 // must is for mistakes in the table of options.

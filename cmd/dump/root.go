@@ -86,7 +86,7 @@ func (f flags) stores(ctx context.Context) ([]storage.Bucket, error) {
 	}
 	var out []storage.Bucket
 	for _, u := range urls {
-		b, err := storage.OpenURL(ctx, u, nil)
+		b, err := storage.OpenURL(ctx, u, f.storeOptions())
 		if err != nil {
 			return nil, &statusError{err, "", statusUsage}
 		}

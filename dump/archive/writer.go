@@ -61,7 +61,8 @@ type WriterOptions struct {
 	AllowPartial bool
 	// Settings go into the toc.
 	Settings map[string]string
-	// StallTimeout; 0 is [DefaultStallTimeout].
+	// StallTimeout is how long a destination may take nothing before it is given
+	// up. It must be longer than the store tries a request again. 0 is [DefaultStallTimeout].
 	StallTimeout time.Duration
 	// TriggeredAt gives the backup its timestamp; zero is now.
 	TriggeredAt time.Time
