@@ -57,8 +57,12 @@ func TestResumeReads(t *testing.T) {
 		"ends early":        {[]storagetest.Fault{{Nth: 1, Cut: 3000}}, 2},
 		"ends at the start": {[]storagetest.Fault{{Nth: 1, Cut: -1}}, 2},
 		"again and again": {[]storagetest.Fault{
-			{Nth: 1, Err: storage.ErrTemporary}, {Nth: 2, Err: storage.ErrTemporary, After: 1}, {Nth: 3, Cut: 999},
-			{Nth: 4, Err: io.ErrUnexpectedEOF}, {Nth: 5, Err: io.ErrUnexpectedEOF, After: 4000, MaxRead: 7}, {Nth: 6, MaxRead: 1},
+			{Nth: 1, Err: storage.ErrTemporary},
+			{Nth: 2, Err: storage.ErrTemporary, After: 1},
+			{Nth: 3, Cut: 999},
+			{Nth: 4, Err: io.ErrUnexpectedEOF},
+			{Nth: 5, Err: io.ErrUnexpectedEOF, After: 4000, MaxRead: 7},
+			{Nth: 6, MaxRead: 1},
 		}, 6},
 	} {
 		t.Run(name, func(t *testing.T) {

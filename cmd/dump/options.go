@@ -52,7 +52,7 @@ var options = []option{
 	{"stdin", toggle, "false", "", "store what standard input brings, as of ssh host pg_dumpall; needs --guid", "create"},
 	{"allow-partial", toggle, "false", "", "with --stdin: store a stream that does not end as a whole dump does; it is marked as partial", "create"},
 	{"name", text, "", "LABEL", "label for the backup; it is stored in the clear", "create"},
-	{"part-size", text, "1GB", "SIZE", "size of the parts, as 500MB or 4GiB; 0 stores one object", "create"},
+	{"part-size", text, "", "SIZE", "size of the parts, as 500MB or 4GiB; 0 stores one object; without it each store has its own: 1GB, on Azure one object", "create"},
 	{"level", number, strconv.Itoa(archive.DefaultLevel), "N", "compression, from 1 (fast) to 9 (small)", "create"},
 	{"jobs", number, "0", "N", "processors to use; 0 is all", "create fetch restore verify"},
 	{"kdf", text, "", "KDF", "key derivation: md5 (default, what openssl enc -md md5 does) or pbkdf2 for create; md5, sha256 or pbkdf2 of a foreign backup otherwise", "create fetch restore verify"},
@@ -229,9 +229,12 @@ func must(err error) {
 	}
 }
 
-// partSize reads --part-size.
+// partSize reads --part-size; 0 where it was not given.
 func (f flags) partSize() (int64, error) {
 	s := f.text("part-size")
+	if s == "" {
+		return 0, nil
+	}
 	n, err := humanize.ParseBytes(s)
 	if err != nil || n > 1<<62 {
 		return 0, usage("write a number with a unit, as 1GB, 500MB or 4GiB", "--part-size %q is not a size", s)

@@ -687,6 +687,62 @@ func TestWriterDestinations(t *testing.T) {
 	}
 }
 
+// wholer is a store that prefers whole objects.
+type wholer struct {
+	storage.Bucket
+	whole bool
+}
+
+func (w wholer) PrefersWhole() bool { return w.whole }
+
+// TestWriterLayouts lets each destination have its own layout, unless the size of parts is given.
+func TestWriterLayouts(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name             string
+		partSize         int64
+		inParts, inWhole int64 // what is expected
+		sql              []byte
+		defaultPartSize  int64
+	}{
+		{"each its own", 0, 500, WholeObject, faultyDump, 500},
+		{"parts of one segment and a bit", 0, SegmentSize + 5, WholeObject, manyChunks(), SegmentSize + 5},
+		{"parts everywhere", 300, 300, 300, faultyDump, 500},
+		{"whole everywhere", WholeObject, WholeObject, WholeObject, faultyDump, 500},
+	} {
+		bubble(t, test.name, func(t *testing.T) {
+			a, b, c, d := storagetest.Mem(), storagetest.Mem(), storagetest.Mem(), storagetest.Mem()
+			o := options(WriterOptions{PartSize: test.partSize, Jobs: 2, AllowPartial: true, defaultPartSize: test.defaultPartSize})
+			w, err := backUp(t.Context(), bytes.NewReader(test.sql), o,
+				// The first is given up, so it is the second whose metadata the writer tells.
+				storagetest.NewFaulty(a).Add(storagetest.Fault{Op: storagetest.Put, Key: testID.String() + ".json", Err: errBoom}),
+				storage.Resume(wholer{b, true}, nil), wholer{c, false}, d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all := make(map[storage.Bucket]objects)
+			for bucket, size := range map[storage.Bucket]int64{b: test.inWhole, c: test.inParts, d: test.inParts} {
+				backup := wantRestored(t, bucket, testID, test.sql)
+				all[bucket] = contents(t, bucket)
+				wantFormat(t, all[bucket], backup, test.sql, size)
+				wantStock(t, all[bucket], backup, test.sql)
+				if bucket == b && (!slices.Equal(backup.Metadata.Parts, w.Metadata.Parts) || backup.Metadata.Recover != w.Metadata.Recover) {
+					t.Errorf("the writer tells of parts %v", w.Metadata.Parts)
+				}
+			}
+			if !maps.Equal(all[c], all[d]) {
+				t.Error("destinations of one layout differ")
+			}
+			for _, suffix := range []string{".sums", ".toc"} {
+				if all[b][full(suffix)] != all[c][full(suffix)] {
+					t.Errorf("%s differs between layouts", suffix)
+				}
+			}
+			wantEmpty(t, a)
+		})
+	}
+}
+
 // TestWriterMarkerStays checks that a marker that cannot be removed holds nothing up.
 func TestWriterMarkerStays(t *testing.T) {
 	t.Parallel()
