@@ -41,12 +41,12 @@ type option struct {
 }
 
 var options = []option{
-	{"store", list, "", "URL", "where backups are: a directory or file:///path; several for create", "create list show fetch restore verify delete"},
-	{"retry-for", duration, storage.DefaultPatience.String(), "DURATION", "how long a store that cannot be reached is tried again, counted from the last byte that passed", "create list show fetch restore verify delete"},
-	{"timeout", duration, storage.DefaultTimeout.String(), "DURATION", "how long one request to a store may make no progress before it is tried again", "create list show fetch restore verify delete"},
-	{"key-file", list, "", "FILE", "file whose first line is the passphrase; several for reading, the right one is chosen", "create list show fetch restore verify key"},
-	{"key-command", text, "", "COMMAND", "shell command whose first line of output is the passphrase", "create list show fetch restore verify key"},
-	{"guid", text, "", "GUID", "which cluster's backups: GUID, a unique beginning of one, or a name; for create a UUID to use instead of the one that the cluster gives", "create list show fetch restore verify delete"},
+	{"store", list, "", "URL", "where backups are: a directory or file:///path; several for create", "create list show fetch restore verify copy delete"},
+	{"retry-for", duration, storage.DefaultPatience.String(), "DURATION", "how long a store that cannot be reached is tried again, counted from the last byte that passed", "create list show fetch restore verify copy delete"},
+	{"timeout", duration, storage.DefaultTimeout.String(), "DURATION", "how long one request to a store may make no progress before it is tried again", "create list show fetch restore verify copy delete"},
+	{"key-file", list, "", "FILE", "file whose first line is the passphrase; several for reading, the right one is chosen", "create list show fetch restore verify copy key"},
+	{"key-command", text, "", "COMMAND", "shell command whose first line of output is the passphrase", "create list show fetch restore verify copy key"},
+	{"guid", text, "", "GUID", "which cluster's backups: GUID, a unique beginning of one, or a name; for create a UUID to use instead of the one that the cluster gives", "create list show fetch restore verify copy delete"},
 
 	{"source", text, "", "DSN", "server to dump: key-value string or URI as libpq takes them; without it PGHOST, PGSERVICE, ~/.pgpass and so on", "create"},
 	{"stdin", toggle, "false", "", "store what standard input brings, as of ssh host pg_dumpall; needs --guid", "create"},
@@ -62,7 +62,7 @@ var options = []option{
 	{"stall-timeout", duration, "0", "DURATION", "how long a store may take no data before it is given up; 0 is what --retry-for and twice --timeout come to, and a minute", "create"},
 	{"nice", number, "10", "N", "how far this program steps back behind the database, from 0 to 19", "create"},
 
-	{"backup-id", text, "", "ID", "backup ID, a unique beginning of one, or latest", "show fetch restore verify delete"},
+	{"backup-id", text, "", "ID", "backup ID, a unique beginning of one, or latest", "show fetch restore verify copy delete"},
 	{"contents", toggle, "false", "", "print databases and tables, with rows and sizes; needs the key", "show"},
 	{"at", text, "", "TIME", "the newest backup that started at or before this time, as 2026-01-31T03:00:00Z; UTC without a zone", "show fetch restore verify"},
 	{"allow-unauthenticated", toggle, "false", "", "read a backup that nothing vouches for, made by another program", "fetch restore verify"},
@@ -80,14 +80,19 @@ var options = []option{
 	{"no-tablespaces", toggle, "false", "", "everything goes to the default tablespace", "restore"},
 	{"no-subscriptions", toggle, "false", "", "no subscriptions", "restore"},
 
+	{"from", text, "", "URL", "store to copy from; without it --store", "copy"},
+	{"to", list, "", "URL", "store to copy to; several", "copy"},
+	{"all", toggle, "false", "", "copy every complete backup, of --guid where that is given", "copy"},
+	{"connections", number, "2", "N", "how many objects are under way at once", "copy"},
+	{"connections", number, strconv.Itoa(archive.DefaultConnections), "N", "how many requests to the store are under way at once; each takes 4 MiB of memory", "fetch restore verify"},
 	{"output", text, ".", "DIR|FILE|-", "where to write: a folder, a file, or - for standard output", "fetch"},
 	{"encrypted", toggle, "false", "", "fetch the objects as they are, still encrypted; needs no key", "fetch"},
 	{"level", text, "decode", "LEVEL", "metadata, digest (neither needs a key) or decode", "verify"},
 
 	{"yes", toggle, "false", "", "do not ask", "delete"},
 	{"dry-run", toggle, "false", "", "only show what would be done", "delete"},
-	{"json", toggle, "false", "", "print one JSON document on standard output", "create list show verify delete version"},
-	{"verbose", toggle, "false", "", "say what is done, on standard error", "create list show fetch restore verify delete"},
+	{"json", toggle, "false", "", "print one JSON document on standard output", "create list show verify copy delete version"},
+	{"verbose", toggle, "false", "", "say what is done, on standard error", "create list show fetch restore verify copy delete"},
 }
 
 // variable returns the environment variable of a flag.

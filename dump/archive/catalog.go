@@ -67,6 +67,8 @@ type Backup struct {
 	keys    crypto.Keyring
 	objects map[string]storage.Object
 	log     *slog.Logger
+
+	metadataDigest [sha256.Size]byte // of the metadata object as it was read
 }
 
 // Bucket returns where the backup is.
@@ -169,6 +171,7 @@ func (b *Backup) loadMetadata(ctx context.Context) {
 		b.Status, b.Problem = Unreadable, err
 		return
 	}
+	b.metadataDigest = sha256.Sum256(text)
 	m, key, err := parseMetadata(b.ID, text, b.keys)
 	switch {
 	case m != nil:

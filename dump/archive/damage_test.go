@@ -498,7 +498,7 @@ func wantDamagedMetadata(t *testing.T, b storage.Bucket) {
 	if _, err := backup.TOC(t.Context()); damagedObject(err) != "ID.json" {
 		t.Errorf("TOC: %v", err)
 	}
-	if err := backup.CopyTo(t.Context(), storagetest.Mem(), nil); damagedObject(err) != "ID.json" {
+	if _, err := backup.CopyTo(t.Context(), storagetest.Mem(), nil); damagedObject(err) != "ID.json" {
 		t.Errorf("CopyTo: %v", err)
 	}
 }

@@ -5,11 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"hash"
 	"io"
-
-	"encdump/storage"
 )
 
 // Digests reads every object of the backup once and compares its digest with
@@ -138,99 +134,4 @@ func (b *Backup) Decode(ctx context.Context, o *ReadOptions) (int64, error) {
 		return n, damaged(b.Metadata.TOC.Name, "its frames do not add up to the stream")
 	}
 	return n, nil
-}
-
-// CopyTo brings the objects of the backup into another bucket as they are, in
-// the order of a backup that is being made, and checks digests on the way as far
-// as there are any. It needs no key. Where dst has the backup already the error
-// matches storage.ErrExists. What a failed copy has written is removed.
-func (b *Backup) CopyTo(ctx context.Context, dst storage.Bucket, progress func(n int)) (err error) {
-	if b.Status == Incomplete || b.Status == Damaged || b.Status == Unreadable {
-		return b.Problem
-	}
-	if damage := b.CheckObjects(); len(damage) > 0 {
-		return damage[0]
-	}
-	if b.Metadata == nil {
-		if err := b.checkForeignParts(); err != nil {
-			return err
-		}
-	}
-	d := &Destination{Bucket: dst}
-	defer func() {
-		if err != nil && d.marked {
-			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-			defer cancel()
-			err = errors.Join(err, remove(clean, dst, b.ID))
-		}
-	}()
-	if err := d.mark(ctx, b.ID); errors.Is(err, storage.ErrExists) {
-		return fmt.Errorf("%s in %s: %w", b.ID, dst, storage.ErrExists)
-	} else if err != nil {
-		return err
-	}
-
-	digests := make(map[string]string)
-	order := make([]string, 0, len(b.objects))
-	add := func(name, digest string) {
-		digests[name] = digest
-		order = append(order, name)
-	}
-	for _, p := range b.Parts {
-		add(p.Name, p.SHA256)
-	}
-	if m := b.Metadata; m != nil {
-		add(m.Sums.Name, m.Sums.SHA256)
-		if m.TOC != nil {
-			add(m.TOC.Name, m.TOC.SHA256)
-		}
-	}
-	for _, suffix := range []string{signatureSuffix, metadataSuffix} {
-		if b.has(suffix) {
-			add(b.ID.String()+suffix, "")
-		}
-	}
-	for _, name := range order {
-		if err := b.copyObject(ctx, dst, name, digests[name], progress); err != nil {
-			return err
-		}
-	}
-	return d.unmark(ctx, b.ID)
-}
-
-func (b *Backup) copyObject(ctx context.Context, dst storage.Bucket, name, digest string, progress func(int)) error {
-	r, err := b.bucket.Open(ctx, name, 0, -1)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	return dst.Put(ctx, name, &checkedReader{r, name, digest, b.objects[name].Size, sha256.New(), progress}, nil)
-}
-
-// checkedReader reads an object and ends well only where it has its size and digest.
-type checkedReader struct {
-	r        io.Reader
-	name     string
-	digest   string // hex; empty: none is known
-	left     int64
-	hash     hash.Hash
-	progress func(int)
-}
-
-func (c *checkedReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.hash.Write(p[:n])
-	c.left -= int64(n)
-	if c.progress != nil {
-		c.progress(n)
-	}
-	if err == io.EOF {
-		switch {
-		case c.left != 0:
-			return n, damaged(c.name, "has another size than listed")
-		case c.digest != "" && hex.EncodeToString(c.hash.Sum(nil)) != c.digest:
-			return n, damaged(c.name, "changed since it was written: its digest is wrong")
-		}
-	}
-	return n, err
 }

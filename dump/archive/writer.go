@@ -277,7 +277,8 @@ func (w *Writer) mark() error {
 		w.id = NewID(w.o.GUID, t)
 		taken := false
 		for _, d := range w.live() {
-			err := w.within(d, func(ctx context.Context) error { return d.mark(ctx, w.id) })
+			note := "This backup is being made, or was never finished. It is complete when " + w.id.String() + ".json exists.\n"
+			err := w.within(d, func(ctx context.Context) error { return d.mark(ctx, w.id, note) })
 			switch {
 			case err == nil:
 			case errors.Is(err, storage.ErrExists) && tries < maxTries:
@@ -352,9 +353,8 @@ func (w *Writer) removeMarker(d *Destination) {
 
 // mark creates the marker. A bucket where anything else has the ID already is as
 // good as taken.
-func (d *Destination) mark(ctx context.Context, id ID) error {
+func (d *Destination) mark(ctx context.Context, id ID, note string) error {
 	key := id.String() + incompleteSuffix
-	note := "This backup is being made, or was never finished. It is complete when " + id.String() + ".json exists.\n"
 	if err := d.Bucket.Put(ctx, key, strings.NewReader(note), &storage.PutOptions{IfAbsent: true, Transient: true}); err != nil {
 		return err
 	}
@@ -663,7 +663,9 @@ func (w *Writer) seal(d *Destination, toc, metadata []byte) error {
 	if err := put(tocSuffix, toc); err != nil {
 		return err
 	}
-	if err := w.within(d, func(ctx context.Context) error { return w.compareParts(ctx, d) }); err != nil {
+	if err := w.within(d, func(ctx context.Context) error {
+		return compareParts(ctx, d.Bucket, w.id, w.store.layouts[d.layout].parts)
+	}); err != nil {
 		return err
 	}
 	if err := put(metadataSuffix, metadata); err != nil {
@@ -675,25 +677,25 @@ func (w *Writer) seal(d *Destination, toc, metadata []byte) error {
 	return nil
 }
 
-// compareParts lists the parts once more and compares their sizes.
-func (w *Writer) compareParts(ctx context.Context, d *Destination) error {
+// compareParts lists the parts once more and compares their sizes with those that were written.
+func compareParts(ctx context.Context, bucket storage.Bucket, id ID, parts []Part) error {
 	want := make(map[string]int64)
-	for _, p := range w.store.layouts[d.layout].parts {
+	for _, p := range parts {
 		want[p.Name] = p.Size
 	}
-	for o, err := range d.Bucket.List(ctx, w.id.String()) {
+	for o, err := range bucket.List(ctx, id.String()) {
 		if err != nil {
 			return err
 		}
 		if size, ok := want[o.Key]; ok {
 			if size != o.Size {
-				return fmt.Errorf("part %s has %d bytes in %s, %d were written", o.Key, o.Size, d.Bucket, size)
+				return fmt.Errorf("part %s has %d bytes in %s, %d were written", o.Key, o.Size, bucket, size)
 			}
 			delete(want, o.Key)
 		}
 	}
 	for name := range want {
-		return fmt.Errorf("part %s is missing in %s after it was written", name, d.Bucket)
+		return fmt.Errorf("part %s is missing in %s after it was written", name, bucket)
 	}
 	return nil
 }

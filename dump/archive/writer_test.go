@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -918,7 +919,7 @@ func TestReaderMemory(t *testing.T) {
 				}
 				counting := storagetest.NewFaulty(all)
 				backup := find(t, counting, testID.String())
-				r, err := backup.Reader(t.Context(), &ReadOptions{Jobs: jobs, AllowUnauthenticated: true})
+				r, err := backup.Reader(t.Context(), &ReadOptions{Jobs: jobs, Connections: jobs, AllowUnauthenticated: true})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -933,4 +934,69 @@ func TestReaderMemory(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestReaderConnections counts the requests under way, which do not depend on the number of processors.
+func TestReaderConnections(t *testing.T) {
+	t.Parallel()
+	b := storagetest.Mem()
+	sql := bytes.Join([][]byte{sqlOf(1, 10_000), manyChunks(), manyChunks()}, nil) // nine segments
+	mustBackUp(t, sql, WriterOptions{FrameSize: 1 << 20, AllowPartial: true}, b)
+	for _, test := range []struct{ connections, want int }{{0, DefaultConnections}, {1, 1}, {3, 3}, {7, 7}} {
+		for _, jobs := range []int{1, 4} {
+			bubble(t, fmt.Sprintf("%d connections, %d jobs", test.connections, jobs), func(t *testing.T) {
+				counting := &concurrent{Bucket: b, gate: newGate(t)}
+				backup := find(t, counting, testID.String())
+				r, err := backup.Reader(t.Context(), &ReadOptions{Jobs: jobs, Connections: test.connections})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer r.Close()
+				synctest.Wait()
+				if n := counting.now.Load(); n != int64(test.want) {
+					t.Errorf("%d requests are under way", n)
+				}
+				counting.gate.Release()
+				got, err := io.ReadAll(r)
+				if err != nil || !bytes.Equal(got, sql) {
+					t.Errorf("read %d bytes, %v", len(got), err)
+				}
+				if n := counting.most.Load(); n != int64(test.want) {
+					t.Errorf("%d requests were under way at once", n)
+				}
+			})
+		}
+	}
+}
+
+// concurrent counts the requests for parts that are under way, and holds the first ones up at a gate.
+type concurrent struct {
+	storage.Bucket
+	gate      *storagetest.Gate
+	now, most atomic.Int64
+}
+
+func (c *concurrent) Open(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	r, err := c.Bucket.Open(ctx, key, offset, length)
+	if err != nil || !strings.HasSuffix(key, "-0") {
+		return r, err
+	}
+	if n := c.now.Add(1); n > c.most.Load() {
+		c.most.Store(n)
+	}
+	gated, err := storagetest.NewFaulty(c.Bucket).Add(storagetest.Fault{Gate: c.gate}).Open(ctx, key, offset, length)
+	if err != nil {
+		return nil, err
+	}
+	return &counted{gated, c}, nil
+}
+
+type counted struct {
+	io.ReadCloser
+	c *concurrent
+}
+
+func (r *counted) Close() error {
+	r.c.now.Add(-1)
+	return r.ReadCloser.Close()
 }
