@@ -41,9 +41,9 @@ type option struct {
 }
 
 var options = []option{
-	{"store", list, "", "URL", "where backups are: a directory or file:///path; several for create", "create list show fetch restore verify copy delete"},
-	{"retry-for", duration, storage.DefaultPatience.String(), "DURATION", "how long a store that cannot be reached is tried again, counted from the last byte that passed", "create list show fetch restore verify copy delete"},
-	{"timeout", duration, storage.DefaultTimeout.String(), "DURATION", "how long one request to a store may make no progress before it is tried again", "create list show fetch restore verify copy delete"},
+	{"store", list, "", "URL", "where backups are: a directory or file:///path; several for create", "create list show fetch restore verify copy delete check"},
+	{"retry-for", duration, storage.DefaultPatience.String(), "DURATION", "how long a store that cannot be reached is tried again, counted from the last byte that passed", "create list show fetch restore verify copy delete check"},
+	{"timeout", duration, storage.DefaultTimeout.String(), "DURATION", "how long one request to a store may make no progress before it is tried again", "create list show fetch restore verify copy delete check"},
 	{"key-file", list, "", "FILE", "file whose first line is the passphrase; several for reading, the right one is chosen", "create list show fetch restore verify copy key"},
 	{"key-command", text, "", "COMMAND", "shell command whose first line of output is the passphrase", "create list show fetch restore verify copy key"},
 	{"guid", text, "", "GUID", "which cluster's backups: GUID, a unique beginning of one, or a name; for create a UUID to use instead of the one that the cluster gives", "create list show fetch restore verify copy delete"},
@@ -91,8 +91,8 @@ var options = []option{
 
 	{"yes", toggle, "false", "", "do not ask", "delete"},
 	{"dry-run", toggle, "false", "", "only show what would be done", "delete"},
-	{"json", toggle, "false", "", "print one JSON document on standard output", "create list show verify copy delete version"},
-	{"verbose", toggle, "false", "", "say what is done, on standard error", "create list show fetch restore verify copy delete"},
+	{"json", toggle, "false", "", "print one JSON document on standard output", "create list show verify copy delete check version"},
+	{"verbose", toggle, "false", "", "say what is done, on standard error", "create list show fetch restore verify copy delete check"},
 }
 
 // variable returns the environment variable of a flag.
