@@ -41,12 +41,12 @@ type option struct {
 }
 
 var options = []option{
-	{"store", list, "", "URL", "where backups are: a directory or file:///path; several for create", "create list show fetch restore verify copy delete check"},
-	{"retry-for", duration, storage.DefaultPatience.String(), "DURATION", "how long a store that cannot be reached is tried again, counted from the last byte that passed", "create list show fetch restore verify copy delete check"},
-	{"timeout", duration, storage.DefaultTimeout.String(), "DURATION", "how long one request to a store may make no progress before it is tried again", "create list show fetch restore verify copy delete check"},
-	{"key-file", list, "", "FILE", "file whose first line is the passphrase; several for reading, the right one is chosen", "create list show fetch restore verify copy key"},
-	{"key-command", text, "", "COMMAND", "shell command whose first line of output is the passphrase", "create list show fetch restore verify copy key"},
-	{"guid", text, "", "GUID", "which cluster's backups: GUID, a unique beginning of one, or a name; for create a UUID to use instead of the one that the cluster gives", "create list show fetch restore verify copy delete"},
+	{"store", list, "", "URL", "where backups are: a directory or file:///path; several for create", "create list show fetch restore verify copy delete prune check"},
+	{"retry-for", duration, storage.DefaultPatience.String(), "DURATION", "how long a store that cannot be reached is tried again, counted from the last byte that passed", "create list show fetch restore verify copy delete prune check"},
+	{"timeout", duration, storage.DefaultTimeout.String(), "DURATION", "how long one request to a store may make no progress before it is tried again", "create list show fetch restore verify copy delete prune check"},
+	{"key-file", list, "", "FILE", "file whose first line is the passphrase; several for reading, the right one is chosen", "create list show fetch restore verify copy prune key"},
+	{"key-command", text, "", "COMMAND", "shell command whose first line of output is the passphrase", "create list show fetch restore verify copy prune key"},
+	{"guid", text, "", "GUID", "which cluster's backups: GUID, a unique beginning of one, or a name; for create a UUID to use instead of the one that the cluster gives", "create list show fetch restore verify copy delete prune"},
 
 	{"source", text, "", "DSN", "server to dump: key-value string or URI as libpq takes them; without it PGHOST, PGSERVICE, ~/.pgpass and so on", "create"},
 	{"stdin", toggle, "false", "", "store what standard input brings, as of ssh host pg_dumpall; needs --guid", "create"},
@@ -89,10 +89,23 @@ var options = []option{
 	{"encrypted", toggle, "false", "", "fetch the objects as they are, still encrypted; needs no key", "fetch"},
 	{"level", text, "decode", "LEVEL", "metadata, digest (neither needs a key) or decode", "verify"},
 
-	{"yes", toggle, "false", "", "do not ask", "delete"},
-	{"dry-run", toggle, "false", "", "only show what would be done", "delete"},
-	{"json", toggle, "false", "", "print one JSON document on standard output", "create list show verify copy delete check version"},
-	{"verbose", toggle, "false", "", "say what is done, on standard error", "create list show fetch restore verify copy delete check"},
+	{"keep-last", number, "0", "N", "keep the newest N", "prune"},
+	{"keep-within", text, "", "SPAN", "keep those that started within this time, as 36h, 14d, 8w, 6m (months), 1y or 1y6m", "prune"},
+	{"keep-hourly", number, "0", "N", "keep the newest of each of the last N hours that have one; hours, days and so on are those of UTC", "prune"},
+	{"keep-daily", number, "0", "N", "the same of days", "prune"},
+	{"keep-weekly", number, "0", "N", "the same of ISO weeks", "prune"},
+	{"keep-monthly", number, "0", "N", "the same of months", "prune"},
+	{"keep-yearly", number, "0", "N", "the same of years", "prune"},
+	{"retention-full", number, "0", "N", "as pgBackRest has it, see above", "prune"},
+	{"retention-full-type", text, "count", "TYPE", "count or time", "prune"},
+	{"keep-min", number, "1", "N", "keep the newest N whatever the other rules say; at least 1", "prune"},
+	{"require-verified", toggle, "false", "", "keep the newest that a restore drill has verified", "prune"},
+	{"grace", duration, dump.DefaultGrace.String(), "DURATION", "how long what was never finished must have been left alone to be removed", "prune"},
+	{"incomplete-only", toggle, "false", "", "remove only what was never finished", "prune"},
+	{"yes", toggle, "false", "", "do not ask", "delete prune"},
+	{"dry-run", toggle, "false", "", "only show what would be done", "delete prune"},
+	{"json", toggle, "false", "", "print one JSON document on standard output", "create list show verify copy delete prune check version"},
+	{"verbose", toggle, "false", "", "say what is done, on standard error", "create list show fetch restore verify copy delete prune check"},
 }
 
 // variable returns the environment variable of a flag.

@@ -45,7 +45,7 @@ authenticated; 129 hangup; 130 interrupted; 143 terminated.`,
 	})
 	root.PersistentFlags().BoolP("help", "h", false, "show this help")
 	root.AddCommand(
-		newCreate(), newList(), newShow(), newFetch(), newRestore(), newVerify(), newCopy(), newDelete(), newCheck(), newKey(), newVersion(),
+		newCreate(), newList(), newShow(), newFetch(), newRestore(), newVerify(), newCopy(), newDelete(), newPrune(), newCheck(), newKey(), newVersion(),
 	)
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
