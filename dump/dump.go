@@ -486,7 +486,8 @@ func Verify(ctx context.Context, b *archive.Backup, level Level, o archive.ReadO
 	}
 	if b.Metadata != nil {
 		p.Start("checking digests", b.StoredSize())
-		found, err := b.Digests(ctx, adder(p))
+		o.Progress = adder(p)
+		found, err := b.Digests(ctx, &o)
 		p.Done()
 		r.Damage = append(r.Damage, found...)
 		if err != nil {

@@ -85,6 +85,7 @@ func TestPlanPrune(t *testing.T) {
 		"all-kinds":            {Last: 2, Within: Span{Days: 2}, Hourly: 2, Daily: 3, Weekly: 2, Monthly: 2, Yearly: 2, Min: 2},
 		"full-count-2":         {FullCount: 2},
 		"full-time-14":         {FullDays: 14},
+		"full-time-15":         {FullDays: 15}, // one is exactly that old
 		"min-4":                {Hourly: 1, Min: 4},
 		"verified":             {Last: 1, RequireVerified: true},
 		"incomplete-only":      {IncompleteOnly: true},

@@ -956,12 +956,12 @@ func TestDigestsUnauthenticated(t *testing.T) {
 					}
 				}()
 				read := 0
-				damage, err := backup.Digests(t.Context(), func(n int) {
+				damage, err := backup.Digests(t.Context(), &ReadOptions{Progress: func(n int) {
 					if read += n; read > 1<<30 {
 						t.Error("it goes on for ever")
 						runtime.Goexit()
 					}
-				})
+				}})
 				if len(damage) == 0 && err == nil {
 					t.Error("no damage found")
 				}

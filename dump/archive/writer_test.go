@@ -969,6 +969,33 @@ func TestReaderConnections(t *testing.T) {
 	}
 }
 
+// TestDigestsConnections does the same of the check of digests.
+func TestDigestsConnections(t *testing.T) {
+	t.Parallel()
+	b := storagetest.Mem()
+	sql := bytes.Join([][]byte{sqlOf(1, 10_000), manyChunks(), manyChunks()}, nil)
+	mustBackUp(t, sql, WriterOptions{FrameSize: 1 << 20, AllowPartial: true}, b)
+	for _, n := range []int{1, 3, 7} {
+		bubble(t, fmt.Sprint(n), func(t *testing.T) {
+			counting := &concurrent{Bucket: b, gate: newGate(t)}
+			backup := find(t, counting, testID.String())
+			done := make(chan error)
+			go func() {
+				damage, err := backup.Digests(t.Context(), &ReadOptions{Connections: n})
+				done <- errors.Join(append(damage, err)...)
+			}()
+			synctest.Wait()
+			if now := counting.now.Load(); now != int64(n) {
+				t.Errorf("%d requests are under way", now)
+			}
+			counting.gate.Release()
+			if err := <-done; err != nil || counting.most.Load() != int64(n) {
+				t.Errorf("%v, at most %d requests", err, counting.most.Load())
+			}
+		})
+	}
+}
+
 // concurrent counts the requests for parts that are under way, and holds the first ones up at a gate.
 type concurrent struct {
 	storage.Bucket
