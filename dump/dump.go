@@ -1,5 +1,5 @@
-// Package dump holds the operations on backups: Create, Fetch, Restore, Verify,
-// Delete. They are short, since the work is done in the packages below.
+// Package dump holds the operations on backups: Create, Fetch, Copy, Restore, Verify,
+// Check, Prune. They are short, since the work is done in the packages below.
 package dump
 
 import (
@@ -471,12 +471,13 @@ func FetchSQL(ctx context.Context, b *archive.Backup, path string, o archive.Rea
 	return err
 }
 
-// FetchEncrypted copies the objects of a backup to another bucket as they are.
-func FetchEncrypted(ctx context.Context, b *archive.Backup, dst storage.Bucket, p Progress) error {
+// Copy brings a backup to another bucket as it is; see [archive.Backup.CopyTo].
+func Copy(ctx context.Context, b *archive.Backup, dst storage.Bucket, o archive.CopyOptions, p Progress) (archive.CopyReport, error) {
 	p = orSilent(p)
-	p.Start("fetching", b.Bytes)
+	p.Start("copying", b.Bytes)
 	defer p.Done()
-	return b.CopyTo(ctx, dst, adder(p))
+	o.Progress = adder(p)
+	return b.CopyTo(ctx, dst, &o)
 }
 
 // Level of verification; each includes those before it.
@@ -531,7 +532,8 @@ func Verify(ctx context.Context, b *archive.Backup, level Level, o archive.ReadO
 	}
 	if b.Metadata != nil {
 		p.Start("checking digests", b.StoredSize())
-		found, err := b.Digests(ctx, adder(p))
+		o.Progress = adder(p)
+		found, err := b.Digests(ctx, &o)
 		p.Done()
 		r.Damage = append(r.Damage, found...)
 		if err != nil {

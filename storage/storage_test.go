@@ -89,7 +89,11 @@ func TestOpenURLSchemes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := b.(opened).u
+	o, ok := storage.As[opened](b)
+	if !ok {
+		t.Fatalf("As does not find the backend in %T", b)
+	}
+	u := o.u
 	if u.Host != "bucket" || u.Path != "/some/prefix" || u.Query().Get("endpoint") != "http://host:9000" || u.Query().Get("path-style") != "true" {
 		t.Errorf("opener got %v", u)
 	}

@@ -37,6 +37,7 @@ func Register(scheme string, open Opener) {
 
 // OpenURL opens the store that a user named: a URL of a registered scheme, or a plain path, which goes to the scheme
 // "file" as it stands. Nothing is created by it. nil options are the defaults. Errors name the URL as Redact shows it.
+// The bucket repeats what fails for a while, see Resume; As finds what the backend can do besides.
 func OpenURL(ctx context.Context, rawURL string, options *Options) (Bucket, error) {
 	o := options.WithDefaults()
 	if rawURL == "" {
@@ -73,7 +74,11 @@ func open(ctx context.Context, scheme string, u *url.URL, options Options) (Buck
 	if o == nil {
 		return nil, unknownScheme(scheme, u.Path)
 	}
-	return o(ctx, u, options)
+	b, err := o(ctx, u, options)
+	if err != nil {
+		return nil, err
+	}
+	return Resume(b, &options), nil
 }
 
 func opener(scheme string) Opener {

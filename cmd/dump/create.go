@@ -72,6 +72,10 @@ func runCreate(ctx context.Context, f flags, args []string) error {
 	if lockWait == 0 {
 		lockWait = -1 // for ever; 0 would be the default
 	}
+	stall, err := f.stallTimeout()
+	if err != nil {
+		return err
+	}
 	stores, err := f.stores(ctx)
 	if err != nil {
 		return err
@@ -95,7 +99,7 @@ func runCreate(ctx context.Context, f flags, args []string) error {
 		},
 		Archive: archive.WriterOptions{
 			Derivation: *derivation, Level: f.number("level"), PartSize: partSize, Jobs: f.jobs(),
-			AllowPartial: f.is("allow-partial"), StallTimeout: f.duration("stall-timeout"),
+			AllowPartial: f.is("allow-partial"), StallTimeout: stall,
 		},
 		Tool:     tool(),
 		Nice:     f.number("nice"),

@@ -20,7 +20,10 @@ func newFetch() *cobra.Command {
 file appears when it is whole, and not at all when something is wrong with the backup.
 
 With --encrypted it copies the backup's objects into a folder instead, as they are; such
-a folder is a store, for this program and for a recovery by hand.`, atMostOne, runFetch)
+a folder is a store, for this program and for a recovery by hand. An interrupted fetch
+goes on when it is started again: objects that are there, in the right size and with the
+right digest, are not fetched again. The unit is the object: of a part of 1 GB that was
+under way, nothing is kept.`, atMostOne, runFetch)
 }
 
 func runFetch(ctx context.Context, f flags, args []string) error {
@@ -49,8 +52,9 @@ func runFetch(ctx context.Context, f flags, args []string) error {
 		return err
 	}
 	if encrypted {
-		if err := dump.FetchEncrypted(ctx, b, file.New(output), newProgress()); err != nil {
-			return err
+		o := archive.CopyOptions{Jobs: f.number("connections")}
+		if _, err := dump.Copy(ctx, b, file.New(output), o, newProgress()); err != nil {
+			return copyError(err)
 		}
 		if stderrIsTerminal() || f.is("verbose") {
 			say("%s is in %s", b.ID, output)

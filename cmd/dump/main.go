@@ -152,7 +152,7 @@ func explain(err error) (hint string, status int) {
 	case errors.Is(err, os.ErrExist):
 		return "nothing is overwritten; move the file away or name another", statusFailed
 	case errors.Is(err, storage.ErrExists):
-		return "nothing is overwritten; choose another destination", statusFailed
+		return orHint(hint, "nothing is overwritten; choose another destination"), statusFailed
 	case errors.Is(err, syscall.ENOSPC):
 		return "the disk is full; nothing incomplete was left there", statusFailed
 	case errors.Is(err, storage.ErrPermission), errors.Is(err, os.ErrPermission):

@@ -15,6 +15,7 @@ import (
 	"encdump/crypto"
 	"encdump/dump"
 	"encdump/dump/archive"
+	"encdump/storage"
 )
 
 // kind of an option's value.
@@ -40,26 +41,28 @@ type option struct {
 }
 
 var options = []option{
-	{"store", list, "", "URL", "where backups are: a directory or file:///path; several for create", "create list show fetch restore verify delete"},
-	{"key-file", list, "", "FILE", "file whose first line is the passphrase; several for reading, the right one is chosen", "create list show fetch restore verify key"},
-	{"key-command", text, "", "COMMAND", "shell command whose first line of output is the passphrase", "create list show fetch restore verify key"},
-	{"guid", text, "", "GUID", "which cluster's backups: GUID, a unique beginning of one, or a name; for create a UUID to use instead of the one that the cluster gives", "create list show fetch restore verify delete"},
+	{"store", list, "", "URL", "where backups are: a directory or file:///path; several for create", "create list show fetch restore verify copy delete prune check"},
+	{"retry-for", duration, storage.DefaultPatience.String(), "DURATION", "how long a store that cannot be reached is tried again, counted from the last byte that passed", "create list show fetch restore verify copy delete prune check"},
+	{"timeout", duration, storage.DefaultTimeout.String(), "DURATION", "how long one request to a store may make no progress before it is tried again", "create list show fetch restore verify copy delete prune check"},
+	{"key-file", list, "", "FILE", "file whose first line is the passphrase; several for reading, the right one is chosen", "create list show fetch restore verify copy prune key"},
+	{"key-command", text, "", "COMMAND", "shell command whose first line of output is the passphrase", "create list show fetch restore verify copy prune key"},
+	{"guid", text, "", "GUID", "which cluster's backups: GUID, a unique beginning of one, or a name; for create a UUID to use instead of the one that the cluster gives", "create list show fetch restore verify copy delete prune"},
 
 	{"source", text, "", "DSN", "server to dump: key-value string or URI as libpq takes them; without it PGHOST, PGSERVICE, ~/.pgpass and so on", "create"},
 	{"stdin", toggle, "false", "", "store what standard input brings, as of ssh host pg_dumpall; needs --guid", "create"},
 	{"allow-partial", toggle, "false", "", "with --stdin: store a stream that does not end as a whole dump does; it is marked as partial", "create"},
 	{"name", text, "", "LABEL", "label for the backup; it is stored in the clear", "create"},
-	{"part-size", text, "1GB", "SIZE", "size of the parts, as 500MB or 4GiB; 0 stores one object", "create"},
+	{"part-size", text, "", "SIZE", "size of the parts, as 500MB or 4GiB; 0 stores one object; without it each store has its own: 1GB, on Azure one object", "create"},
 	{"level", number, strconv.Itoa(archive.DefaultLevel), "N", "compression, from 1 (fast) to 9 (small)", "create"},
 	{"jobs", number, "0", "N", "processors to use; 0 is all", "create fetch restore verify"},
 	{"kdf", text, "", "KDF", "key derivation: md5 (default, what openssl enc -md md5 does) or pbkdf2 for create; md5, sha256 or pbkdf2 of a foreign backup otherwise", "create fetch restore verify"},
 	{"iter", number, "0", "N", "rounds of pbkdf2; default 600000 for create, 10000 for foreign backups", "create fetch restore verify"},
 	{"pg-dumpall", text, "", "PROGRAM", "pg_dumpall to run; default is the newest found that is not older than the server", "create"},
 	{"lock-wait-timeout", duration, "5m", "DURATION", "how long pg_dump waits for a table lock before it fails; 0 waits for ever", "create"},
-	{"stall-timeout", duration, archive.DefaultStallTimeout.String(), "DURATION", "how long a store may take no data before it is given up", "create"},
+	{"stall-timeout", duration, "0", "DURATION", "how long a store may take no data before it is given up; 0 is what --retry-for and twice --timeout come to, and a minute", "create"},
 	{"nice", number, "10", "N", "how far this program steps back behind the database, from 0 to 19", "create"},
 
-	{"backup-id", text, "", "ID", "backup ID, a unique beginning of one, or latest", "show fetch restore verify delete"},
+	{"backup-id", text, "", "ID", "backup ID, a unique beginning of one, or latest", "show fetch restore verify copy delete"},
 	{"contents", toggle, "false", "", "print databases and tables, with rows and sizes; needs the key", "show"},
 	{"at", text, "", "TIME", "the newest backup that started at or before this time, as 2026-01-31T03:00:00Z; UTC without a zone", "show fetch restore verify"},
 	{"allow-unauthenticated", toggle, "false", "", "read a backup that nothing vouches for, made by another program", "fetch restore verify"},
@@ -89,14 +92,32 @@ var options = []option{
 	{"no-analyze", toggle, "false", "", "with --into: gather no statistics at the end", "restore"},
 	{"maintenance-work-mem", text, "1GiB", "SIZE", "with --into: memory for building indexes, shared by all jobs", "restore"},
 
+	{"from", text, "", "URL", "store to copy from; without it --store", "copy"},
+	{"to", list, "", "URL", "store to copy to; several", "copy"},
+	{"all", toggle, "false", "", "copy every complete backup, of --guid where that is given", "copy"},
+	{"connections", number, "2", "N", "how many objects are under way at once", "copy"},
+	{"connections", number, strconv.Itoa(archive.DefaultConnections), "N", "how many requests to the store are under way at once; each takes 4 MiB of memory", "fetch restore verify"},
 	{"output", text, ".", "DIR|FILE|-", "where to write: a folder, a file, or - for standard output", "fetch"},
 	{"encrypted", toggle, "false", "", "fetch the objects as they are, still encrypted; needs no key", "fetch"},
 	{"level", text, "decode", "LEVEL", "metadata, digest (neither needs a key) or decode", "verify"},
 
-	{"yes", toggle, "false", "", "do not ask", "delete restore"},
-	{"dry-run", toggle, "false", "", "only show what would be done", "delete restore"},
-	{"json", toggle, "false", "", "print one JSON document on standard output", "create list show restore verify delete version"},
-	{"verbose", toggle, "false", "", "say what is done, on standard error", "create list show fetch restore verify delete"},
+	{"keep-last", number, "0", "N", "keep the newest N", "prune"},
+	{"keep-within", text, "", "SPAN", "keep those that started within this time, as 36h, 14d, 8w, 6m (months), 1y or 1y6m", "prune"},
+	{"keep-hourly", number, "0", "N", "keep the newest of each of the last N hours that have one; hours, days and so on are those of UTC", "prune"},
+	{"keep-daily", number, "0", "N", "the same of days", "prune"},
+	{"keep-weekly", number, "0", "N", "the same of ISO weeks", "prune"},
+	{"keep-monthly", number, "0", "N", "the same of months", "prune"},
+	{"keep-yearly", number, "0", "N", "the same of years", "prune"},
+	{"retention-full", number, "0", "N", "as pgBackRest has it, see above", "prune"},
+	{"retention-full-type", text, "count", "TYPE", "count or time", "prune"},
+	{"keep-min", number, "1", "N", "keep the newest N whatever the other rules say; at least 1", "prune"},
+	{"require-verified", toggle, "false", "", "keep the newest that a restore drill has verified", "prune"},
+	{"grace", duration, dump.DefaultGrace.String(), "DURATION", "how long what was never finished must have been left alone to be removed", "prune"},
+	{"incomplete-only", toggle, "false", "", "remove only what was never finished", "prune"},
+	{"yes", toggle, "false", "", "do not ask", "delete prune restore"},
+	{"dry-run", toggle, "false", "", "only show what would be done", "delete prune restore"},
+	{"json", toggle, "false", "", "print one JSON document on standard output", "create list show restore verify copy delete prune check version"},
+	{"verbose", toggle, "false", "", "say what is done, on standard error", "create list show fetch restore verify copy delete prune check"},
 }
 
 // variable returns the environment variable of a flag.
@@ -209,6 +230,28 @@ func (f flags) duration(name string) time.Duration {
 	return v
 }
 
+// storeOptions reads what concerns all stores.
+func (f flags) storeOptions() *storage.Options {
+	return &storage.Options{Patience: f.duration("retry-for"), Timeout: f.duration("timeout"), Logger: newLogger(f.is("verbose"))}
+}
+
+// stallTimeout reads --stall-timeout. In an outage that ends just before --retry-for has passed, a store takes nothing
+// from the beginning of the attempt that met it, which fails after --timeout, to the end of the last attempt, which
+// may take as long. A store is not to be given up for that.
+func (f flags) stallTimeout() (time.Duration, error) {
+	o := f.storeOptions().WithDefaults()
+	least := o.Patience + 2*o.Timeout
+	stall := f.duration("stall-timeout")
+	if stall == 0 {
+		return least + time.Minute, nil
+	}
+	if stall < least {
+		return 0, usage(fmt.Sprintf("at least %v, which is --retry-for and twice --timeout; or make these shorter", least),
+			"--stall-timeout %v would give a store up that is still being tried again", stall)
+	}
+	return stall, nil
+}
+
 // must is for mistakes in the table of options.
 func must(err error) {
 	if err != nil {
@@ -216,8 +259,11 @@ func must(err error) {
 	}
 }
 
-// partSize reads --part-size.
+// partSize reads --part-size; 0 where it was not given.
 func (f flags) partSize() (int64, error) {
+	if f.text("part-size") == "" {
+		return 0, nil
+	}
 	n, err := f.bytes("part-size")
 	if n == 0 && err == nil {
 		return archive.WholeObject, nil

@@ -40,7 +40,7 @@ authenticated; 129 hangup; 130 interrupted; 143 terminated.`,
 	})
 	root.PersistentFlags().BoolP("help", "h", false, "show this help")
 	root.AddCommand(
-		newCreate(), newList(), newShow(), newFetch(), newRestore(), newVerify(), newDelete(), newKey(), newVersion(),
+		newCreate(), newList(), newShow(), newFetch(), newRestore(), newVerify(), newCopy(), newDelete(), newPrune(), newCheck(), newKey(), newVersion(),
 	)
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
@@ -111,9 +111,14 @@ func (f flags) stores(ctx context.Context) ([]storage.Bucket, error) {
 		}
 		urls = []string{defaultStore}
 	}
+	return f.open(ctx, urls)
+}
+
+// open opens stores.
+func (f flags) open(ctx context.Context, urls []string) ([]storage.Bucket, error) {
 	var out []storage.Bucket
 	for _, u := range urls {
-		b, err := storage.OpenURL(ctx, u, nil)
+		b, err := storage.OpenURL(ctx, u, f.storeOptions())
 		if err != nil {
 			return nil, &statusError{err, "", statusUsage}
 		}
@@ -125,6 +130,14 @@ func (f flags) stores(ctx context.Context) ([]storage.Bucket, error) {
 // find returns the backup that --backup-id or the argument, --at and --guid
 // name: from the first store that has it. ref is what the command adds to that.
 func (f flags) find(ctx context.Context, args []string, keys crypto.Keyring, ref archive.Ref) (*archive.Backup, error) {
+	stores, err := f.stores(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return f.findIn(ctx, stores, args, keys, ref)
+}
+
+func (f flags) findIn(ctx context.Context, stores []storage.Bucket, args []string, keys crypto.Keyring, ref archive.Ref) (*archive.Backup, error) {
 	ref.ID, ref.GUID = f.text("backup-id"), f.text("guid")
 	if len(args) > 0 {
 		if ref.ID != "" && ref.ID != args[0] {
@@ -140,10 +153,6 @@ func (f flags) find(ctx context.Context, args []string, keys crypto.Keyring, ref
 		if !ref.At.IsZero() && ref.ID != "" && ref.ID != archive.Latest {
 			return nil, usage("", "--at chooses a backup by time, and one is named by ID already")
 		}
-	}
-	stores, err := f.stores(ctx)
-	if err != nil {
-		return nil, err
 	}
 	log := newLogger(f.is("verbose"))
 	var first error
@@ -174,7 +183,7 @@ func (f flags) jobs() int {
 // readOptions returns how a backup is read.
 func (f flags) readOptions() (archive.ReadOptions, error) {
 	d, err := f.derivation(crypto.OpenSSLIterations)
-	return archive.ReadOptions{Jobs: f.jobs(), AllowUnauthenticated: f.is("allow-unauthenticated"), Derivation: d}, err
+	return archive.ReadOptions{Jobs: f.jobs(), Connections: f.number("connections"), AllowUnauthenticated: f.is("allow-unauthenticated"), Derivation: d}, err
 }
 
 // atMostOne and noArguments are cobra's checks in our words.

@@ -11,6 +11,7 @@ import (
 	"iter"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -61,12 +62,19 @@ type Backup struct {
 	Parts []Part
 	// Bytes of all objects of the backup in the bucket.
 	Bytes int64
+	// Modified is when the newest of them was put, by the clock of the store.
+	Modified time.Time
+	// Verified is when a restore drill last succeeded; the zero time where no
+	// record tells of one.
+	Verified time.Time
 
 	bucket  storage.Bucket
 	key     *crypto.Key // that made it, where authenticated
 	keys    crypto.Keyring
 	objects map[string]storage.Object
 	log     *slog.Logger
+
+	metadataDigest [sha256.Size]byte // of the metadata object as it was read
 }
 
 // Bucket returns where the backup is.
@@ -102,6 +110,9 @@ func (c *Catalog) scan(ctx context.Context, prefix string) ([]*Backup, error) {
 		}
 		b.objects[o.Key] = o
 		b.Bytes += o.Size
+		if o.Modified.After(b.Modified) {
+			b.Modified = o.Modified
+		}
 	}
 	var out []*Backup
 	for id, b := range found {
@@ -161,6 +172,20 @@ func (b *Backup) load(ctx context.Context) {
 	if b.Metadata == nil {
 		b.Parts = b.foundParts()
 	}
+	b.Verified = b.newestRecord()
+}
+
+// newestRecord judges the records of restore drills: one counts by its name,
+// <backup-id>.verified-<ms>.
+func (b *Backup) newestRecord() (newest time.Time) {
+	for name := range b.objects {
+		text, ok := strings.CutPrefix(name, b.ID.String()+verifiedSuffix)
+		ms, err := strconv.ParseInt(text, 10, 64)
+		if t := time.UnixMilli(ms).UTC(); ok && err == nil && ms > 0 && ms <= mostMillis && t.After(newest) {
+			newest = t
+		}
+	}
+	return newest
 }
 
 func (b *Backup) loadMetadata(ctx context.Context) {
@@ -169,6 +194,7 @@ func (b *Backup) loadMetadata(ctx context.Context) {
 		b.Status, b.Problem = Unreadable, err
 		return
 	}
+	b.metadataDigest = sha256.Sum256(text)
 	m, key, err := parseMetadata(b.ID, text, b.keys)
 	switch {
 	case m != nil:
@@ -425,6 +451,42 @@ func (c *Catalog) Previous(ctx context.Context, guid string) (*Backup, int, erro
 	return nil, len(all), nil
 }
 
+// LockedUntil returns when all objects of the backup may be deleted: the zero
+// time where nothing forbids it, see [storage.Locker].
+func (b *Backup) LockedUntil(ctx context.Context) (time.Time, error) {
+	var latest time.Time
+	locker, ok := storage.As[storage.Locker](b.bucket)
+	if !ok {
+		return latest, nil
+	}
+	for _, name := range b.Objects() {
+		t, err := locker.LockedUntil(ctx, name)
+		if errors.Is(err, storage.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return time.Time{}, err
+		}
+		if t.After(latest) {
+			latest = t
+		}
+	}
+	return latest, nil
+}
+
+// beingDeleted is the beginning of the marker of a backup that is being deleted.
+const beingDeleted = "This backup is being deleted.\n"
+
+// BeingDeleted tells whether the backup is incomplete because its deletion was
+// cut off. Where the marker cannot be read, it is not known to be.
+func (b *Backup) BeingDeleted(ctx context.Context) bool {
+	if b.Status != Incomplete {
+		return false
+	}
+	text, err := readObject(ctx, b.bucket, b.ID.String()+incompleteSuffix, int64(len(beingDeleted)))
+	return err == nil && string(text) == beingDeleted
+}
+
 // Delete removes the backup: first it stops being one, then its objects go. A
 // removal that was cut off leaves an incomplete backup, and can be repeated.
 func (b *Backup) Delete(ctx context.Context) error {
@@ -445,7 +507,7 @@ func remove(ctx context.Context, bucket storage.Bucket, id ID) error {
 		}
 		if !b.has(incompleteSuffix) {
 			transient := &storage.PutOptions{Transient: true}
-			err := bucket.Put(ctx, marker, strings.NewReader("This backup is being deleted.\n"), transient)
+			err := bucket.Put(ctx, marker, strings.NewReader(beingDeleted), transient)
 			if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 				err = bucket.Put(ctx, marker, strings.NewReader(""), transient) // a name still fits on a full disk
 			}
@@ -469,6 +531,10 @@ func remove(ctx context.Context, bucket storage.Bucket, id ID) error {
 				continue
 			}
 			if err := bucket.Delete(ctx, name); err != nil {
+				if name == order[0] && !b.has(incompleteSuffix) {
+					// It is still a backup; as of a user who may not delete.
+					bucket.Delete(ctx, marker)
+				}
 				return err
 			}
 		}

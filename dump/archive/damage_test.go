@@ -498,7 +498,7 @@ func wantDamagedMetadata(t *testing.T, b storage.Bucket) {
 	if _, err := backup.TOC(t.Context()); damagedObject(err) != "ID.json" {
 		t.Errorf("TOC: %v", err)
 	}
-	if err := backup.CopyTo(t.Context(), storagetest.Mem(), nil); damagedObject(err) != "ID.json" {
+	if _, err := backup.CopyTo(t.Context(), storagetest.Mem(), nil); damagedObject(err) != "ID.json" {
 		t.Errorf("CopyTo: %v", err)
 	}
 }
@@ -963,12 +963,12 @@ func TestDigestsUnauthenticated(t *testing.T) {
 					}
 				}()
 				read := 0
-				damage, err := backup.Digests(t.Context(), func(n int) {
+				damage, err := backup.Digests(t.Context(), &ReadOptions{Progress: func(n int) {
 					if read += n; read > 1<<30 {
 						t.Error("it goes on for ever")
 						runtime.Goexit()
 					}
-				})
+				}})
 				if len(damage) == 0 && err == nil {
 					t.Error("no damage found")
 				}

@@ -61,6 +61,12 @@ func cutID(s string) (id ID, rest string, ok bool) {
 	return ID{s[:uuidLength], stamp}, rest, true
 }
 
+// ObjectID returns the ID of the backup that an object of that name belongs to.
+func ObjectID(name string) (ID, bool) {
+	id, _, ok := cutID(name)
+	return id, ok
+}
+
 // String returns <guid>-<timestamp>.
 func (id ID) String() string { return id.GUID + "-" + id.Stamp }
 

@@ -23,6 +23,9 @@ import (
 type ReadOptions struct {
 	// Jobs is the number of segments and of frames decoded at once; 0 stands for 1.
 	Jobs int
+	// Connections is the number of segments fetched at once, each into 4 MiB of
+	// memory; 0 is [DefaultConnections].
+	Connections int
 	// AllowUnauthenticated releases what nothing vouches for: foreign backups,
 	// and ours where .sums is lost.
 	AllowUnauthenticated bool
@@ -30,6 +33,17 @@ type ReadOptions struct {
 	Derivation *crypto.Derivation
 	// Progress is told of stored bytes as they are read; nil is silent.
 	Progress func(n int)
+}
+
+// DefaultConnections is the number of segments fetched at once: enough to hide
+// the way to a far store, whatever the number of processors.
+const DefaultConnections = 8
+
+func (o *ReadOptions) connections() int {
+	if o.Connections > 0 {
+		return o.Connections
+	}
+	return DefaultConnections
 }
 
 // StoredSize returns the size of the stored stream in bytes.
@@ -168,7 +182,7 @@ func (b *Backup) decoder(ctx context.Context, o *ReadOptions) (*decoder, error) 
 	}
 	s := newStream(b.bucket, b.Parts)
 	d := &decoder{
-		stream: s, name: b.ID.String(), progress: o.Progress, size: -1, jobs: max(o.Jobs, 1),
+		stream: s, name: b.ID.String(), progress: o.Progress, size: -1, jobs: max(o.Jobs, 1), connections: o.connections(),
 		from: int64(crypto.HeaderSize), frameCount: -1,
 	}
 	if b.Authenticated {
@@ -343,14 +357,16 @@ func looksLikeDump(b []byte) bool {
 // decoder is a backup's reader: segments are fetched, checked and decrypted, and
 // frames inflated, each in parallel and handed on in order.
 type decoder struct {
-	ctx      context.Context
-	cancel   context.CancelCauseFunc
-	stream   *stream
-	cipher   *crypto.Cipher
-	name     string
-	progress func(int)
-	jobs     int
-	size     int64 // plain bytes that there should be; -1: not known
+	connections int           // segments being fetched at once
+	processors  chan struct{} // holds one for each segment being checked or decrypted
+	ctx         context.Context
+	cancel      context.CancelCauseFunc
+	stream      *stream
+	cipher      *crypto.Cipher
+	name        string
+	progress    func(int)
+	jobs        int
+	size        int64 // plain bytes that there should be; -1: not known
 
 	// What is read of the stream: segments first to last, decrypted from the block
 	// at offset from on; of that skip bytes are passed over, then frameCount frames
@@ -387,10 +403,11 @@ type tail struct {
 func (d *decoder) start(ctx context.Context) {
 	d.ctx, d.cancel = context.WithCancelCause(ctx)
 	jobs := d.jobs
-	d.segments = newBuffers(jobs+2, int(min(SegmentSize, d.stream.size())))
+	d.processors = make(chan struct{}, jobs)
+	d.segments = newBuffers(d.connections+2, int(min(SegmentSize, d.stream.size())))
 	d.zipped = newBuffers(jobs+2, 0)
 	d.plain = newBuffers(jobs+2, 0)
-	d.fetch = newOrdered[segment](d.ctx, jobs, jobs+1)
+	d.fetch = newOrdered[segment](d.ctx, d.connections, d.connections+1)
 	d.frames = newOrdered[[]byte](d.ctx, jobs, jobs+1)
 	go d.fetchAll()
 	go func() {
@@ -426,7 +443,9 @@ func (d *decoder) fetchAll() {
 func (d *decoder) segment(i int64, buf []byte, previous, own *tail) (segment, error) {
 	err := d.stream.readAt(d.ctx, buf, i*SegmentSize)
 	if err == nil {
+		d.processors <- struct{}{}
 		err = d.stream.checkSegment(i, buf)
+		<-d.processors
 	}
 	if err != nil {
 		close(own.done) // whoever waits is never handed on, since this error comes first
@@ -455,14 +474,14 @@ func (d *decoder) segment(i int64, buf []byte, previous, own *tail) (segment, er
 		if d.from > int64(crypto.HeaderSize) {
 			before = bytes.Clone(buf[start-crypto.BlockSize : start])
 		}
-		d.cipher.Decrypt(data, data, before)
+		d.decrypt(data, before)
 	} else {
 		select {
 		case <-previous.done:
 		case <-d.ctx.Done():
 			return segment{}, context.Cause(d.ctx)
 		}
-		d.cipher.Decrypt(data, data, previous.block[:])
+		d.decrypt(data, previous.block[:])
 	}
 	s := segment{buf: buf, data: data}
 	if i == segments(d.stream.size())-1 {
@@ -478,6 +497,13 @@ func (d *decoder) segment(i int64, buf []byte, previous, own *tail) (segment, er
 		}
 	}
 	return s, nil
+}
+
+// decrypt works in place. Nothing that holds a processor waits for another job.
+func (d *decoder) decrypt(data, before []byte) {
+	d.processors <- struct{}{}
+	d.cipher.Decrypt(data, data, before)
+	<-d.processors
 }
 
 // compressed is the decrypted stream in order.

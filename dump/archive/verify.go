@@ -5,19 +5,19 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"hash"
 	"io"
-
-	"encdump/storage"
+	"sync/atomic"
 )
 
 // Digests reads every object of the backup once and compares its digest with
 // the metadata, and each segment with .sums. It needs no key: the metadata that
 // it compares with may themselves be nobody's word, see Backup.Authenticated.
 // Damage comes back as a list of *DamageError; err is why the check could not go on.
-// progress, which may be nil, is told of stored bytes.
-func (b *Backup) Digests(ctx context.Context, progress func(n int)) (damage []error, err error) {
+// Of o, which may be nil, it heeds Connections and Progress.
+func (b *Backup) Digests(ctx context.Context, o *ReadOptions) (damage []error, err error) {
+	if o == nil {
+		o = &ReadOptions{}
+	}
 	m := b.Metadata
 	if m == nil {
 		return nil, b.Problem
@@ -41,60 +41,143 @@ func (b *Backup) Digests(ctx context.Context, progress func(n int)) (damage []er
 	}
 	s := newStream(b.bucket, m.Parts)
 	s.sums = sums // nil where lost
-	check := &segmentChecker{stream: s, progress: progress, buf: make([]byte, 0, SegmentSize)}
-	for _, p := range m.Parts {
-		if err := check.part(ctx, p); note(err) != nil {
+	check := newSegmentChecker(ctx, s, o)
+	defer check.cancel()
+	for i := range m.Parts {
+		if err := check.part(i); note(err) != nil {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
 			return damage, err
 		}
 	}
 	return append(damage, check.damage...), nil
 }
 
-// segmentChecker reads parts in order and checks segments across them.
+// segmentChecker takes parts in order and checks segments across them. They are
+// read in pieces, no longer than a segment and each within one part, several at once.
 type segmentChecker struct {
 	stream   *stream
 	progress func(int)
-	buf      []byte // of the current segment
-	lost     bool   // some of it could not be read
-	offset   int64  // in the stream
-	damage   []error
+	cancel   context.CancelFunc
+	pieces   *ordered[pieceOfPart]
+	next     pieceOfPart // taken, but of a later part
+	free     *buffers
+	failed   []atomic.Bool // parts of which a piece could not be read
+
+	buf    []byte // of the current segment
+	lost   bool   // some of it could not be read
+	offset int64  // in the stream
+	damage []error
 }
 
-func (c *segmentChecker) part(ctx context.Context, p Part) error {
-	digest := sha256.New()
-	start, end := c.offset, c.offset+p.Size
-	for c.offset < end {
-		n := min(int64(SegmentSize-len(c.buf)), end-c.offset)
-		piece := c.buf[len(c.buf) : int64(len(c.buf))+n]
-		err := readRange(ctx, c.stream.bucket, p.Name, c.offset-start, piece)
-		if err != nil {
-			// The next part is looked at all the same, at its place.
-			c.offset, c.lost = end, true
-			c.buf = c.buf[:end%SegmentSize]
-			if ctx.Err() != nil {
-				err = context.Cause(ctx)
+// pieceOfPart is what was read of a part; data are nil for no piece at all.
+type pieceOfPart struct {
+	part int
+	data []byte
+	err  error
+}
+
+func newSegmentChecker(ctx context.Context, s *stream, o *ReadOptions) *segmentChecker {
+	n := o.connections()
+	ctx, cancel := context.WithCancel(ctx)
+	c := &segmentChecker{
+		stream: s, progress: o.Progress, cancel: cancel, buf: make([]byte, 0, SegmentSize), failed: make([]atomic.Bool, len(s.parts)),
+		pieces: newOrdered[pieceOfPart](ctx, n, n+1), free: newBuffers(n+2, int(min(SegmentSize, s.size()))),
+	}
+	go func() {
+		defer c.pieces.close()
+		for offset := int64(0); offset < s.size(); {
+			i := s.partAt(offset)
+			if c.failed[i].Load() {
+				offset = s.offsets[i+1]
+				continue
 			}
+			within, n := offset-s.offsets[i], min(SegmentSize-offset%SegmentSize, s.offsets[i+1]-offset)
+			buf, err := c.free.get(ctx)
+			if err != nil {
+				return
+			}
+			if c.pieces.do(func() (pieceOfPart, error) {
+				p := pieceOfPart{part: i, data: buf[:n]}
+				if p.err = readRange(ctx, s.bucket, s.parts[i].Name, within, p.data); p.err != nil {
+					c.failed[i].Store(true)
+				}
+				return p, nil
+			}) != nil {
+				return
+			}
+			offset += n
+		}
+	}()
+	return c
+}
+
+// take returns the next piece of part i, nil data behind the last.
+func (c *segmentChecker) take(i int) (pieceOfPart, error) {
+	if c.next.data == nil {
+		var err error
+		if c.next, err = c.pieces.next(); err != nil && err != io.EOF {
+			return pieceOfPart{}, err
+		}
+	}
+	if c.next.data == nil || c.next.part != i {
+		return pieceOfPart{}, nil
+	}
+	p := c.next
+	c.next = pieceOfPart{}
+	return p, nil
+}
+
+// part checks a part. Where a piece of it cannot be read, the next part is looked
+// at all the same, at its place.
+func (c *segmentChecker) part(i int) error {
+	digest := sha256.New()
+	var failed error
+	for {
+		p, err := c.take(i)
+		if err != nil {
 			return err
 		}
-		digest.Write(piece)
-		c.buf = c.buf[:int64(len(c.buf))+n]
-		c.offset += n
-		if c.progress != nil {
-			c.progress(int(n))
+		if p.data == nil {
+			break
 		}
-		if len(c.buf) == SegmentSize || c.offset == c.stream.size() {
-			if !c.lost {
-				if err := c.stream.checkSegment((c.offset-1)/SegmentSize, c.buf); err != nil {
-					c.damage = append(c.damage, err)
-				}
-			}
-			c.buf, c.lost = c.buf[:0], false
+		if failed == nil && p.err != nil {
+			failed = p.err
+			c.offset = c.stream.offsets[i+1]
+			c.buf = c.buf[:c.offset%SegmentSize]
+			c.lost = len(c.buf) > 0
 		}
+		if failed == nil {
+			c.add(p.data)
+			digest.Write(p.data)
+		}
+		c.free.put(p.data)
 	}
-	if sum := digest.Sum(nil); hex.EncodeToString(sum) != p.SHA256 {
-		return damaged(p.Name, "changed since it was written: its digest is wrong")
+	if failed != nil {
+		return failed
+	}
+	if sum := digest.Sum(nil); hex.EncodeToString(sum) != c.stream.parts[i].SHA256 {
+		return damaged(c.stream.parts[i].Name, "changed since it was written: its digest is wrong")
 	}
 	return nil
+}
+
+// add checks the current segment, when it is whole.
+func (c *segmentChecker) add(data []byte) {
+	c.buf = append(c.buf, data...)
+	c.offset += int64(len(data))
+	if c.progress != nil {
+		c.progress(len(data))
+	}
+	if len(c.buf) == SegmentSize || c.offset == c.stream.size() {
+		if !c.lost {
+			if err := c.stream.checkSegment((c.offset-1)/SegmentSize, c.buf); err != nil {
+				c.damage = append(c.damage, err)
+			}
+		}
+		c.buf, c.lost = c.buf[:0], false
+	}
 }
 
 // TOC reads the index of the backup, which must be authenticated; nil where it has none.
@@ -163,99 +246,4 @@ func (b *Backup) Decode(ctx context.Context, o *ReadOptions) (int64, error) {
 		return n, damaged(b.Metadata.TOC.Name, "its frames do not add up to the stream")
 	}
 	return n, nil
-}
-
-// CopyTo brings the objects of the backup into another bucket as they are, in
-// the order of a backup that is being made, and checks digests on the way as far
-// as there are any. It needs no key. Where dst has the backup already the error
-// matches storage.ErrExists. What a failed copy has written is removed.
-func (b *Backup) CopyTo(ctx context.Context, dst storage.Bucket, progress func(n int)) (err error) {
-	if b.Status == Incomplete || b.Status == Damaged || b.Status == Unreadable {
-		return b.Problem
-	}
-	if damage := b.CheckObjects(); len(damage) > 0 {
-		return damage[0]
-	}
-	if b.Metadata == nil {
-		if err := b.checkForeignParts(); err != nil {
-			return err
-		}
-	}
-	d := &Destination{Bucket: dst}
-	defer func() {
-		if err != nil && d.marked {
-			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-			defer cancel()
-			err = errors.Join(err, remove(clean, dst, b.ID))
-		}
-	}()
-	if err := d.mark(ctx, b.ID); errors.Is(err, storage.ErrExists) {
-		return fmt.Errorf("%s in %s: %w", b.ID, dst, storage.ErrExists)
-	} else if err != nil {
-		return err
-	}
-
-	digests := make(map[string]string)
-	order := make([]string, 0, len(b.objects))
-	add := func(name, digest string) {
-		digests[name] = digest
-		order = append(order, name)
-	}
-	for _, p := range b.Parts {
-		add(p.Name, p.SHA256)
-	}
-	if m := b.Metadata; m != nil {
-		add(m.Sums.Name, m.Sums.SHA256)
-		if m.TOC != nil {
-			add(m.TOC.Name, m.TOC.SHA256)
-		}
-	}
-	for _, suffix := range []string{signatureSuffix, metadataSuffix} {
-		if b.has(suffix) {
-			add(b.ID.String()+suffix, "")
-		}
-	}
-	for _, name := range order {
-		if err := b.copyObject(ctx, dst, name, digests[name], progress); err != nil {
-			return err
-		}
-	}
-	return d.unmark(ctx, b.ID)
-}
-
-func (b *Backup) copyObject(ctx context.Context, dst storage.Bucket, name, digest string, progress func(int)) error {
-	r, err := b.bucket.Open(ctx, name, 0, -1)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	return dst.Put(ctx, name, &checkedReader{r, name, digest, b.objects[name].Size, sha256.New(), progress}, nil)
-}
-
-// checkedReader reads an object and ends well only where it has its size and digest.
-type checkedReader struct {
-	r        io.Reader
-	name     string
-	digest   string // hex; empty: none is known
-	left     int64
-	hash     hash.Hash
-	progress func(int)
-}
-
-func (c *checkedReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.hash.Write(p[:n])
-	c.left -= int64(n)
-	if c.progress != nil {
-		c.progress(n)
-	}
-	if err == io.EOF {
-		switch {
-		case c.left != 0:
-			return n, damaged(c.name, "has another size than listed")
-		case c.digest != "" && hex.EncodeToString(c.hash.Sum(nil)) != c.digest:
-			return n, damaged(c.name, "changed since it was written: its digest is wrong")
-		}
-	}
-	return n, err
 }

@@ -10,6 +10,7 @@ import (
 	"hash"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,7 +21,8 @@ import (
 )
 
 const (
-	// DefaultPartSize is the size of a part in bytes.
+	// DefaultPartSize is the size of a part in bytes, where a store does not
+	// prefer whole objects.
 	DefaultPartSize = 1_000_000_000
 	// WholeObject as a part size stores the stream as one object.
 	WholeObject = -1
@@ -50,7 +52,9 @@ type WriterOptions struct {
 	Derivation crypto.Derivation
 	// Level of compression, 1 to 9; 0 is [DefaultLevel].
 	Level int
-	// PartSize in bytes; 0 is [DefaultPartSize], [WholeObject] one object.
+	// PartSize in bytes, or [WholeObject] for one object. 0 leaves it to each
+	// store: one object where it is a storage.Wholer that prefers that, else
+	// parts of [DefaultPartSize].
 	PartSize int64
 	// FrameSize in plain bytes; 0 is [DefaultFrameSize].
 	FrameSize int
@@ -61,7 +65,8 @@ type WriterOptions struct {
 	AllowPartial bool
 	// Settings go into the toc.
 	Settings map[string]string
-	// StallTimeout; 0 is [DefaultStallTimeout].
+	// StallTimeout is how long a destination may take nothing before it is given
+	// up. It must be longer than the store tries a request again. 0 is [DefaultStallTimeout].
 	StallTimeout time.Duration
 	// TriggeredAt gives the backup its timestamp; zero is now.
 	TriggeredAt time.Time
@@ -69,6 +74,8 @@ type WriterOptions struct {
 	Progress func(n int)
 	// Logger; nil discards.
 	Logger *slog.Logger
+
+	defaultPartSize int64 // for tests, in place of [DefaultPartSize]
 }
 
 // Destination is one bucket that a backup is written to, and how that went.
@@ -78,6 +85,7 @@ type Destination struct {
 	// set when Commit or Abort has returned.
 	Err error
 
+	layout int // of its objects, an index of storer.layouts
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	marked bool // its marker is ours, and so is all that has the ID there
@@ -91,7 +99,8 @@ type Destination struct {
 // Write and ReadFrom are for one goroutine; Abort may be called from another.
 type Writer struct {
 	// Metadata of the backup. The caller completes Name, Previous, Replaces,
-	// Tool and Source before Commit; the rest is the writer's.
+	// Tool and Source before Commit; the rest is the writer's. Where destinations
+	// differ in their parts, it is in the end that of the first which has the backup.
 	Metadata Metadata
 
 	id     ID
@@ -154,10 +163,7 @@ func NewWriter(ctx context.Context, dst []storage.Bucket, o *WriterOptions) (*Wr
 		return nil, err
 	}
 	salt := enc.Salt()
-	w.store = storer{
-		w: w, partSize: w.o.PartSize, segmentHash: sha256.New(), partHash: sha256.New(),
-		chunks: newBuffers(2+chunkQueue*2, chunkSize),
-	}
+	w.store = storer{w: w, layouts: w.layOut(), segmentHash: sha256.New(), chunks: newBuffers(2+chunkQueue*2, chunkSize)}
 	// The header alone may be more parts than a queue holds.
 	for _, d := range w.dst {
 		go w.run(d)
@@ -175,7 +181,6 @@ func NewWriter(ctx context.Context, dst []storage.Bucket, o *WriterOptions) (*Wr
 			Cipher: aesCipher, KDF: w.o.Derivation.KDF, Digest: w.o.Derivation.Digest,
 			Iterations: w.o.Derivation.Iterations, Salt: hex.EncodeToString(salt[:]),
 		},
-		Recover: recoverScript(w.id, w.o.PartSize == WholeObject, w.o.Derivation),
 	}
 
 	// The key ID is slow to come by, and not needed before the end.
@@ -210,11 +215,11 @@ func (o *WriterOptions) setDefaults() error {
 	if o.Level < 1 || o.Level > 9 {
 		return fmt.Errorf("compression level %d is not within 1 and 9", o.Level)
 	}
-	if o.PartSize == 0 {
-		o.PartSize = DefaultPartSize
-	}
-	if o.PartSize < 1 && o.PartSize != WholeObject {
+	if o.PartSize < 0 && o.PartSize != WholeObject {
 		return fmt.Errorf("part size %d is not positive", o.PartSize)
+	}
+	if o.defaultPartSize == 0 {
+		o.defaultPartSize = DefaultPartSize
 	}
 	if o.FrameSize == 0 {
 		o.FrameSize = DefaultFrameSize
@@ -230,6 +235,26 @@ func (o *WriterOptions) setDefaults() error {
 		o.TriggeredAt = time.Now()
 	}
 	return nil
+}
+
+// layOut chooses the layout of each destination, and returns those in use.
+func (w *Writer) layOut() []*layout {
+	var all []*layout
+	for _, d := range w.dst {
+		size := w.o.PartSize
+		if size == 0 {
+			size = w.o.defaultPartSize
+			if s, ok := storage.As[storage.Wholer](d.Bucket); ok && s.PrefersWhole() {
+				size = WholeObject
+			}
+		}
+		d.layout = slices.IndexFunc(all, func(l *layout) bool { return l.size == size })
+		if d.layout < 0 {
+			d.layout = len(all)
+			all = append(all, &layout{size: size, hash: sha256.New()})
+		}
+	}
+	return all
 }
 
 // stamp cuts t to what metadata record.
@@ -252,7 +277,8 @@ func (w *Writer) mark() error {
 		w.id = NewID(w.o.GUID, t)
 		taken := false
 		for _, d := range w.live() {
-			err := w.within(d, func(ctx context.Context) error { return d.mark(ctx, w.id) })
+			note := "This backup is being made, or was never finished. It is complete when " + w.id.String() + ".json exists.\n"
+			err := w.within(d, func(ctx context.Context) error { return d.mark(ctx, w.id, note) })
 			switch {
 			case err == nil:
 			case errors.Is(err, storage.ErrExists) && tries < maxTries:
@@ -327,9 +353,8 @@ func (w *Writer) removeMarker(d *Destination) {
 
 // mark creates the marker. A bucket where anything else has the ID already is as
 // good as taken.
-func (d *Destination) mark(ctx context.Context, id ID) error {
+func (d *Destination) mark(ctx context.Context, id ID, note string) error {
 	key := id.String() + incompleteSuffix
-	note := "This backup is being made, or was never finished. It is complete when " + id.String() + ".json exists.\n"
 	if err := d.Bucket.Put(ctx, key, strings.NewReader(note), &storage.PutOptions{IfAbsent: true, Transient: true}); err != nil {
 		return err
 	}
@@ -551,7 +576,6 @@ func (w *Writer) commit() error {
 	m.Encryption.KeyID = w.o.Key.ID()
 	s := &w.store
 	m.Sizes = Sizes{s.plain, s.compressed, s.stored}
-	m.Parts = s.parts
 	index := &TOC{
 		Version: Version, BackupID: m.BackupID, Settings: w.o.Settings, Frames: s.frames,
 		Contents: w.scan.contents, Outline: w.scan.outliner.Outline(),
@@ -563,28 +587,39 @@ func (w *Writer) commit() error {
 	m.TOC = describe(m.BackupID+tocSuffix, toc)
 	m.Sums = &Sums{*describe(m.BackupID+sumsSuffix, s.sums), SegmentSize}
 	m.FinishedAt = stamp(time.Now())
-	metadata, err := m.encode(w.o.Key)
-	if err != nil {
-		return err
-	}
-	// What we are about to promise must be what a reader takes.
-	if _, _, err := parseMetadata(w.id, metadata, crypto.Keyring{w.o.Key}); err != nil {
-		return err
+	metadata := make([][]byte, len(s.layouts))
+	for i, l := range s.layouts {
+		w.describeLayout(l)
+		if metadata[i], err = m.encode(w.o.Key); err != nil {
+			return err
+		}
+		// What we are about to promise must be what a reader takes.
+		if _, _, err := parseMetadata(w.id, metadata[i], crypto.Keyring{w.o.Key}); err != nil {
+			return err
+		}
 	}
 
 	var wg sync.WaitGroup
 	for _, d := range w.live() {
 		wg.Go(func() {
-			if err := w.seal(d, toc, metadata); err != nil {
+			if err := w.seal(d, toc, metadata[d.layout]); err != nil {
 				w.giveUp(d, err)
 			}
 		})
 	}
 	wg.Wait()
-	if len(w.live()) == 0 {
+	live := w.live()
+	if len(live) == 0 {
 		return w.allFailed()
 	}
+	w.describeLayout(s.layouts[live[0].layout])
 	return nil
+}
+
+// describeLayout completes the metadata by what differs between layouts.
+func (w *Writer) describeLayout(l *layout) {
+	w.Metadata.Parts = l.parts
+	w.Metadata.Recover = recoverScript(w.id, l.size == WholeObject, w.o.Derivation)
 }
 
 // await waits for the end of a destination's goroutine, as long as it takes
@@ -628,7 +663,9 @@ func (w *Writer) seal(d *Destination, toc, metadata []byte) error {
 	if err := put(tocSuffix, toc); err != nil {
 		return err
 	}
-	if err := w.within(d, func(ctx context.Context) error { return w.compareParts(ctx, d) }); err != nil {
+	if err := w.within(d, func(ctx context.Context) error {
+		return compareParts(ctx, d.Bucket, w.id, w.store.layouts[d.layout].parts)
+	}); err != nil {
 		return err
 	}
 	if err := put(metadataSuffix, metadata); err != nil {
@@ -640,25 +677,25 @@ func (w *Writer) seal(d *Destination, toc, metadata []byte) error {
 	return nil
 }
 
-// compareParts lists the parts once more and compares their sizes.
-func (w *Writer) compareParts(ctx context.Context, d *Destination) error {
+// compareParts lists the parts once more and compares their sizes with those that were written.
+func compareParts(ctx context.Context, bucket storage.Bucket, id ID, parts []Part) error {
 	want := make(map[string]int64)
-	for _, p := range w.Metadata.Parts {
+	for _, p := range parts {
 		want[p.Name] = p.Size
 	}
-	for o, err := range d.Bucket.List(ctx, w.id.String()) {
+	for o, err := range bucket.List(ctx, id.String()) {
 		if err != nil {
 			return err
 		}
 		if size, ok := want[o.Key]; ok {
 			if size != o.Size {
-				return fmt.Errorf("part %s has %d bytes in %s, %d were written", o.Key, o.Size, d.Bucket, size)
+				return fmt.Errorf("part %s has %d bytes in %s, %d were written", o.Key, o.Size, bucket, size)
 			}
 			delete(want, o.Key)
 		}
 	}
 	for name := range want {
-		return fmt.Errorf("part %s is missing in %s after it was written", name, d.Bucket)
+		return fmt.Errorf("part %s is missing in %s after it was written", name, bucket)
 	}
 	return nil
 }
@@ -712,31 +749,52 @@ func (w *Writer) cleanUp(cause error) {
 
 // storer cuts the stored stream into segments, parts and chunks.
 type storer struct {
-	w        *Writer
-	enc      *crypto.Writer
-	partSize int64
-	chunks   *buffers
+	w       *Writer
+	enc     *crypto.Writer
+	layouts []*layout
+	chunks  *buffers
 
-	segmentHash, partHash hash.Hash
-	segmentFill           int
-	partFill              int64
-	part                  int // index of the current part
-	chunk                 []byte
+	segmentHash hash.Hash
+	segmentFill int
+	chunk       []byte
 
 	plain, compressed, stored int64
 	frames                    [][2]int
-	parts                     []Part
 	sums                      []byte
 }
 
-// chunk is a piece of a part that is on its way to all destinations. It is
+// layout is a way to cut the stream into objects.
+type layout struct {
+	size  int64 // of a part, or WholeObject
+	hash  hash.Hash
+	fill  int64 // bytes in the current part
+	parts []Part
+}
+
+// name returns the name of the current part.
+func (l *layout) name(id ID) string {
+	if l.size == WholeObject {
+		return id.String()
+	}
+	return fmt.Sprintf("%s-%d", id, len(l.parts))
+}
+
+// full tells whether the current part is.
+func (l *layout) full() bool { return l.fill == l.size }
+
+// chunk is a piece of the stream that is on its way to all destinations. It is
 // never changed; the last to release it gives the buffer back.
 type chunk struct {
-	data []byte
-	part string       // name of the part
-	last bool         // of its part
-	refs atomic.Int32 // destinations that are not done with it
-	pool *buffers
+	data   []byte
+	pieces []piece      // of what it is one, by layout
+	refs   atomic.Int32 // destinations that are not done with it
+	pool   *buffers
+}
+
+// piece tells where a chunk belongs.
+type piece struct {
+	part string // name of the part
+	last bool   // of its part
 }
 
 // release says that one destination is done with the chunk.
@@ -750,8 +808,8 @@ func (c *chunk) release() {
 func (s *storer) Write(p []byte) (int, error) {
 	written := 0
 	for len(p) > 0 {
-		if s.partSize > 0 && s.partFill == s.partSize || len(s.chunk) == chunkSize {
-			if err := s.emit(s.partSize > 0 && s.partFill == s.partSize); err != nil {
+		if len(s.chunk) == chunkSize || slices.ContainsFunc(s.layouts, (*layout).full) {
+			if err := s.emit(false); err != nil {
 				return written, err
 			}
 		}
@@ -762,14 +820,18 @@ func (s *storer) Write(p []byte) (int, error) {
 			}
 		}
 		n := min(len(p), chunkSize-len(s.chunk), SegmentSize-s.segmentFill)
-		if s.partSize > 0 {
-			n = int(min(int64(n), s.partSize-s.partFill))
+		for _, l := range s.layouts {
+			if l.size > 0 {
+				n = int(min(int64(n), l.size-l.fill))
+			}
 		}
 		s.chunk = append(s.chunk, p[:n]...)
 		s.segmentHash.Write(p[:n])
-		s.partHash.Write(p[:n])
+		for _, l := range s.layouts {
+			l.hash.Write(p[:n])
+			l.fill += int64(n)
+		}
 		s.segmentFill += n
-		s.partFill += int64(n)
 		s.stored += int64(n)
 		if s.segmentFill == SegmentSize {
 			s.endSegment()
@@ -794,29 +856,31 @@ func (s *storer) finish() error {
 	return s.emit(true)
 }
 
-// emit hands the current chunk to the destinations.
-func (s *storer) emit(last bool) error {
+// emit hands the current chunk to the destinations; end tells that it is the
+// stream's last.
+func (s *storer) emit(end bool) error {
 	w := s.w
-	name := w.id.String()
-	if s.partSize > 0 {
-		name = fmt.Sprintf("%s-%d", w.id, s.part)
-	}
 	live := w.live()
-	c := &chunk{data: s.chunk, part: name, last: last, pool: s.chunks}
+	c := &chunk{data: s.chunk, pool: s.chunks}
 	c.refs.Store(int32(len(live)))
+	for _, l := range s.layouts {
+		c.pieces = append(c.pieces, piece{l.name(w.id), end || l.full()})
+	}
 	s.chunk = nil
 	for _, d := range live {
 		if err := w.hand(d, c); err != nil {
 			return err
 		}
 	}
-	if last {
-		s.parts = append(s.parts, Part{name, s.partFill, hex.EncodeToString(s.partHash.Sum(nil))})
-		s.partHash.Reset()
-		s.partFill = 0
-		s.part++
-		if s.part > maxParts {
-			return fmt.Errorf("the dump needs more than %d parts of %d bytes: choose a larger part size", maxParts, s.partSize)
+	for i, l := range s.layouts {
+		if !c.pieces[i].last {
+			continue
+		}
+		l.parts = append(l.parts, Part{c.pieces[i].part, l.fill, hex.EncodeToString(l.hash.Sum(nil))})
+		l.hash.Reset()
+		l.fill = 0
+		if len(l.parts) > maxParts {
+			return fmt.Errorf("the dump needs more than %d parts of %d bytes: choose a larger part size", maxParts, l.size)
 		}
 	}
 	return nil
@@ -863,9 +927,10 @@ func (w *Writer) run(d *Destination) {
 			default:
 			}
 			r := &partReader{d: d, chunk: c, rest: c.data}
-			err := d.Bucket.Put(d.ctx, c.part, r, nil)
+			part := c.pieces[d.layout].part
+			err := d.Bucket.Put(d.ctx, part, r, nil)
 			if err == nil && !r.ended {
-				err = fmt.Errorf("%s stopped reading part %s before its end", d.Bucket, c.part)
+				err = fmt.Errorf("%s stopped reading part %s before its end", d.Bucket, part)
 			}
 			r.drop()
 			if err == nil {
@@ -899,7 +964,7 @@ func (r *partReader) next() error {
 			return io.EOF
 		}
 		if r.chunk != nil {
-			r.ended = r.chunk.last
+			r.ended = r.chunk.pieces[r.d.layout].last
 			r.chunk.release()
 			r.chunk = nil
 			continue

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -687,6 +688,62 @@ func TestWriterDestinations(t *testing.T) {
 	}
 }
 
+// wholer is a store that prefers whole objects.
+type wholer struct {
+	storage.Bucket
+	whole bool
+}
+
+func (w wholer) PrefersWhole() bool { return w.whole }
+
+// TestWriterLayouts lets each destination have its own layout, unless the size of parts is given.
+func TestWriterLayouts(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name             string
+		partSize         int64
+		inParts, inWhole int64 // what is expected
+		sql              []byte
+		defaultPartSize  int64
+	}{
+		{"each its own", 0, 500, WholeObject, faultyDump, 500},
+		{"parts of one segment and a bit", 0, SegmentSize + 5, WholeObject, manyChunks(), SegmentSize + 5},
+		{"parts everywhere", 300, 300, 300, faultyDump, 500},
+		{"whole everywhere", WholeObject, WholeObject, WholeObject, faultyDump, 500},
+	} {
+		bubble(t, test.name, func(t *testing.T) {
+			a, b, c, d := storagetest.Mem(), storagetest.Mem(), storagetest.Mem(), storagetest.Mem()
+			o := options(WriterOptions{PartSize: test.partSize, Jobs: 2, AllowPartial: true, defaultPartSize: test.defaultPartSize})
+			w, err := backUp(t.Context(), bytes.NewReader(test.sql), o,
+				// The first is given up, so it is the second whose metadata the writer tells.
+				storagetest.NewFaulty(a).Add(storagetest.Fault{Op: storagetest.Put, Key: testID.String() + ".json", Err: errBoom}),
+				storage.Resume(wholer{b, true}, nil), wholer{c, false}, d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all := make(map[storage.Bucket]objects)
+			for bucket, size := range map[storage.Bucket]int64{b: test.inWhole, c: test.inParts, d: test.inParts} {
+				backup := wantRestored(t, bucket, testID, test.sql)
+				all[bucket] = contents(t, bucket)
+				wantFormat(t, all[bucket], backup, test.sql, size)
+				wantStock(t, all[bucket], backup, test.sql)
+				if bucket == b && (!slices.Equal(backup.Metadata.Parts, w.Metadata.Parts) || backup.Metadata.Recover != w.Metadata.Recover) {
+					t.Errorf("the writer tells of parts %v", w.Metadata.Parts)
+				}
+			}
+			if !maps.Equal(all[c], all[d]) {
+				t.Error("destinations of one layout differ")
+			}
+			for _, suffix := range []string{".sums", ".toc"} {
+				if all[b][full(suffix)] != all[c][full(suffix)] {
+					t.Errorf("%s differs between layouts", suffix)
+				}
+			}
+			wantEmpty(t, a)
+		})
+	}
+}
+
 // TestWriterMarkerStays checks that a marker that cannot be removed holds nothing up.
 func TestWriterMarkerStays(t *testing.T) {
 	t.Parallel()
@@ -862,7 +919,7 @@ func TestReaderMemory(t *testing.T) {
 				}
 				counting := storagetest.NewFaulty(all)
 				backup := find(t, counting, testID.String())
-				r, err := backup.Reader(t.Context(), &ReadOptions{Jobs: jobs, AllowUnauthenticated: true})
+				r, err := backup.Reader(t.Context(), &ReadOptions{Jobs: jobs, Connections: jobs, AllowUnauthenticated: true})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -877,4 +934,96 @@ func TestReaderMemory(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestReaderConnections counts the requests under way, which do not depend on the number of processors.
+func TestReaderConnections(t *testing.T) {
+	t.Parallel()
+	b := storagetest.Mem()
+	sql := bytes.Join([][]byte{sqlOf(1, 10_000), manyChunks(), manyChunks()}, nil) // nine segments
+	mustBackUp(t, sql, WriterOptions{FrameSize: 1 << 20, AllowPartial: true}, b)
+	for _, test := range []struct{ connections, want int }{{0, DefaultConnections}, {1, 1}, {3, 3}, {7, 7}} {
+		for _, jobs := range []int{1, 4} {
+			bubble(t, fmt.Sprintf("%d connections, %d jobs", test.connections, jobs), func(t *testing.T) {
+				counting := &concurrent{Bucket: b, gate: newGate(t)}
+				backup := find(t, counting, testID.String())
+				r, err := backup.Reader(t.Context(), &ReadOptions{Jobs: jobs, Connections: test.connections})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer r.Close()
+				synctest.Wait()
+				if n := counting.now.Load(); n != int64(test.want) {
+					t.Errorf("%d requests are under way", n)
+				}
+				counting.gate.Release()
+				got, err := io.ReadAll(r)
+				if err != nil || !bytes.Equal(got, sql) {
+					t.Errorf("read %d bytes, %v", len(got), err)
+				}
+				if n := counting.most.Load(); n != int64(test.want) {
+					t.Errorf("%d requests were under way at once", n)
+				}
+			})
+		}
+	}
+}
+
+// TestDigestsConnections does the same of the check of digests.
+func TestDigestsConnections(t *testing.T) {
+	t.Parallel()
+	b := storagetest.Mem()
+	sql := bytes.Join([][]byte{sqlOf(1, 10_000), manyChunks(), manyChunks()}, nil)
+	mustBackUp(t, sql, WriterOptions{FrameSize: 1 << 20, AllowPartial: true}, b)
+	for _, n := range []int{1, 3, 7} {
+		bubble(t, fmt.Sprint(n), func(t *testing.T) {
+			counting := &concurrent{Bucket: b, gate: newGate(t)}
+			backup := find(t, counting, testID.String())
+			done := make(chan error)
+			go func() {
+				damage, err := backup.Digests(t.Context(), &ReadOptions{Connections: n})
+				done <- errors.Join(append(damage, err)...)
+			}()
+			synctest.Wait()
+			if now := counting.now.Load(); now != int64(n) {
+				t.Errorf("%d requests are under way", now)
+			}
+			counting.gate.Release()
+			if err := <-done; err != nil || counting.most.Load() != int64(n) {
+				t.Errorf("%v, at most %d requests", err, counting.most.Load())
+			}
+		})
+	}
+}
+
+// concurrent counts the requests for parts that are under way, and holds the first ones up at a gate.
+type concurrent struct {
+	storage.Bucket
+	gate      *storagetest.Gate
+	now, most atomic.Int64
+}
+
+func (c *concurrent) Open(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	r, err := c.Bucket.Open(ctx, key, offset, length)
+	if err != nil || !strings.HasSuffix(key, "-0") {
+		return r, err
+	}
+	if n := c.now.Add(1); n > c.most.Load() {
+		c.most.Store(n)
+	}
+	gated, err := storagetest.NewFaulty(c.Bucket).Add(storagetest.Fault{Gate: c.gate}).Open(ctx, key, offset, length)
+	if err != nil {
+		return nil, err
+	}
+	return &counted{gated, c}, nil
+}
+
+type counted struct {
+	io.ReadCloser
+	c *concurrent
+}
+
+func (r *counted) Close() error {
+	r.c.now.Add(-1)
+	return r.ReadCloser.Close()
 }
