@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -77,7 +76,20 @@ func TestConformance(t *testing.T) {
 			})
 		})
 	}
-	_ = http.NoBody
-	_ = url.URL{}
-	_ = strings.Cut
+}
+
+func TestNetworkFaults(t *testing.T) {
+	endpoint := azurite(t)
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("", func(t *testing.T) {
+		storagetest.NetworkFaults(t, endpoint, func(t *testing.T, proxy string, o *storage.Options) storage.Bucket {
+			c, _ := newContainer(t, endpoint)
+			return openURL(t, "azblob://"+c+"/folder?chunk-size=1MiB&endpoint="+proxy+u.Path, o)
+		}, func(r *http.Request) bool {
+			return r.Method == http.MethodPut && r.URL.Query().Get("comp") != "block"
+		})
+	})
 }

@@ -260,8 +260,14 @@ func (b *Bucket) settle(ctx context.Context, key, id string, size int64, ifAbsen
 	query := &gcs.Query{Prefix: name, Projection: gcs.ProjectionNoACL}
 	objects := b.bucket.Retryer(options...).Objects(ctx, query)
 	objects.PageInfo().MaxSize = 1
-	if found, listErr := objects.Next(); listErr == nil && found.Name == name && found.Size == size && found.Metadata[uploadMetadata] == id {
+	found, listErr := objects.Next()
+	switch {
+	case listErr != nil || found.Name != name:
+		return err
+	case found.Size == size && found.Metadata[uploadMetadata] == id:
 		return nil
+	case ifAbsent: // the session of the upload may be gone with the answer that said so
+		return &googleapi.Error{Code: http.StatusPreconditionFailed}
 	}
 	return err
 }

@@ -3,6 +3,8 @@ package gcs
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -61,4 +63,14 @@ func TestConformance(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestNetworkFaults(t *testing.T) {
+	endpoint, client := emulator(t)
+	storagetest.NetworkFaults(t, endpoint, func(t *testing.T, proxy string, o *storage.Options) storage.Bucket {
+		return openURL(t, "gs://"+newBucket(t, client)+"/folder?chunk-size=1MiB&endpoint="+proxy, o)
+	}, func(r *http.Request) bool {
+		part := r.Header.Get("Content-Range")
+		return r.URL.Query().Get("uploadType") == "multipart" || part != "" && !strings.HasSuffix(part, "/*")
+	})
 }
