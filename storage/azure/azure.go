@@ -55,8 +55,8 @@ const (
 
 // blockSize returns the size of block i of an upload whose blocks begin at base bytes. The length of the stream is not
 // known, and a blob has 50,000 blocks at most, so blocks grow: by base after each 1,000. With a base of 8 MiB an
-// upload of 1 TB ends in blocks of 120 MiB, one of 5 TB in blocks of 272 MiB, and all 50,000 hold 10.7 TB; memory is
-// that times the number of blocks under way, so with 3 of them 24 MiB at first, 360 MiB at 1 TB and 816 MiB at 5 TB.
+// upload of 1 TB ends in blocks of 120 MiB, one of 5 TB in blocks of 280 MiB, and all 50,000 hold 10.7 TB; memory is
+// that times the number of blocks under way, so with 3 of them 24 MiB at first, 360 MiB at 1 TB and 840 MiB at 5 TB.
 // Doubling sizes instead would get there with larger blocks on the way. The UploadStream of the SDK has blocks of one
 // size only, which would have to be that of the largest backup from the start.
 func blockSize(base int64, i int) int64 {
