@@ -72,8 +72,29 @@ func openURL(t *testing.T, u string, o *storage.Options) *Bucket {
 	return b.(*Bucket)
 }
 
-func TestConformance(t *testing.T) {
+// TestAzurite runs the tests that need the emulator, which takes seconds to start.
+func TestAzurite(t *testing.T) {
 	endpoint := azurite(t)
+	for _, test := range []struct {
+		name string
+		run  func(t *testing.T, endpoint string)
+	}{
+		{"Conformance", testConformance},
+		{"NetworkFaults", testNetworkFaults},
+		{"ManyBlocks", testManyBlocks},
+		{"Leftover", testLeftover},
+		{"ListPages", testListPages},
+		{"Digest", testDigest},
+		{"Errors", testErrors},
+		{"Signature", testSignature},
+		{"LockedUntil", testLockedUntil},
+		{"Inspect", testInspect},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(t, endpoint) })
+	}
+}
+
+func testConformance(t *testing.T, endpoint string) {
 	for name, suffix := range map[string]string{
 		"Plain":  "",
 		"Prefix": "/backups/pg%20%25+1?chunk-size=4MiB&concurrency=2", // pg %+1
@@ -87,19 +108,16 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-func TestNetworkFaults(t *testing.T) {
-	endpoint := azurite(t)
+func testNetworkFaults(t *testing.T, endpoint string) {
 	u, err := url.Parse(endpoint)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Run("", func(t *testing.T) {
-		storagetest.NetworkFaults(t, endpoint, func(t *testing.T, proxy string, o *storage.Options) storage.Bucket {
-			c, _ := newContainer(t, endpoint)
-			return openURL(t, "azblob://"+c+"/folder?chunk-size=1MiB&endpoint="+proxy+u.Path, o)
-		}, func(r *http.Request) bool {
-			return r.Method == http.MethodPut && r.URL.Query().Get("comp") != "block"
-		})
+	storagetest.NetworkFaults(t, endpoint, func(t *testing.T, proxy string, o *storage.Options) storage.Bucket {
+		c, _ := newContainer(t, endpoint)
+		return openURL(t, "azblob://"+c+"/folder?chunk-size=1MiB&endpoint="+proxy+u.Path, o)
+	}, func(r *http.Request) bool {
+		return r.Method == http.MethodPut && r.URL.Query().Get("comp") != "block"
 	})
 }
 
@@ -136,10 +154,9 @@ func TestBlockSize(t *testing.T) {
 }
 
 // Blocks grow on the way, and more of them than there may be is an error that leaves nothing.
-func TestManyBlocks(t *testing.T) {
-	endpoint := azurite(t)
+func testManyBlocks(t *testing.T, endpoint string) {
 	name, _ := newContainer(t, endpoint)
-	b := openURL(t, "azblob://"+name, nil)
+	b := openURL(t, "azblob://"+name+"?concurrency=16", nil)
 	b.block = 1 << 10
 	const size = 1000<<10 + 2<<10 + 1 // a thousand blocks of 1 KiB, and the start of the second of 2 KiB
 	content := bytes.Repeat([]byte("0123456789abcde"), size/15+1)[:size]
@@ -164,8 +181,7 @@ func TestManyBlocks(t *testing.T) {
 }
 
 // What was cut off before is in nobody's way: neither of the listing nor of a new object of that name.
-func TestLeftover(t *testing.T) {
-	endpoint := azurite(t)
+func testLeftover(t *testing.T, endpoint string) {
 	name, _ := newContainer(t, endpoint)
 	b := openURL(t, "azblob://"+name+"?chunk-size=64KiB", nil)
 	boom := errors.New("boom")
@@ -189,8 +205,7 @@ type errReader struct{ err error }
 
 func (e errReader) Read([]byte) (int, error) { return 0, e.err }
 
-func TestListPages(t *testing.T) {
-	endpoint := azurite(t)
+func testListPages(t *testing.T, endpoint string) {
 	name, client := newContainer(t, endpoint)
 	b := openURL(t, "azblob://"+name+"/pg", nil)
 	const n = 2500
@@ -232,8 +247,7 @@ func TestListPages(t *testing.T) {
 }
 
 // A byte that changes on the way is noticed by the service, and sent again.
-func TestDigest(t *testing.T) {
-	endpoint := azurite(t)
+func testDigest(t *testing.T, endpoint string) {
 	u, _ := url.Parse(endpoint)
 	for _, size := range []int{1000, 200 << 10} {
 		name, _ := newContainer(t, endpoint)
@@ -263,8 +277,7 @@ func TestDigest(t *testing.T) {
 	}
 }
 
-func TestErrors(t *testing.T) {
-	endpoint := azurite(t)
+func testErrors(t *testing.T, endpoint string) {
 	// No such container.
 	b := openURL(t, "azblob://none", impatient)
 	for _, err := range b.List(t.Context(), "") {
@@ -296,8 +309,7 @@ func TestErrors(t *testing.T) {
 }
 
 // A shared access signature is part of every request's URL, and must show nowhere.
-func TestSignature(t *testing.T) {
-	endpoint := azurite(t)
+func testSignature(t *testing.T, endpoint string) {
 	u, _ := url.Parse(endpoint)
 	name, client := newContainer(t, endpoint)
 	sign := func(p sas.ContainerPermissions) string {
@@ -380,8 +392,7 @@ func TestSignature(t *testing.T) {
 	}
 }
 
-func TestLockedUntil(t *testing.T) {
-	endpoint := azurite(t)
+func testLockedUntil(t *testing.T, endpoint string) {
 	u, _ := url.Parse(endpoint)
 	name, _ := newContainer(t, endpoint)
 	proxy := storagetest.NewProxy(t, endpoint)
@@ -417,8 +428,7 @@ func TestLockedUntil(t *testing.T) {
 	}
 }
 
-func TestInspect(t *testing.T) {
-	endpoint := azurite(t)
+func testInspect(t *testing.T, endpoint string) {
 	name, _ := newContainer(t, endpoint)
 	b := openURL(t, "azblob://"+name, impatient)
 	got := map[string]string{}

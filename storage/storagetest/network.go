@@ -22,6 +22,7 @@ import (
 // Mishap is what happens to one request that goes through a Proxy. The zero value is nothing.
 type Mishap struct {
 	Status  int         // answer with this, without asking the server
+	Answer  string      // the same, with JSON; for what the server cannot do
 	Header  http.Header // set these in the server's answer
 	Cut     bool        // close the connection when half of the request's body is there
 	Swallow bool        // let the server do it, then close the connection instead of answering
@@ -67,6 +68,10 @@ func NewProxy(t testing.TB, target string) *Proxy {
 		case m.Cut:
 			io.CopyN(io.Discard, r.Body, r.ContentLength/2)
 			panic(http.ErrAbortHandler)
+		case m.Answer != "":
+			w.Header().Set("Content-Type", "application/json")
+			io.WriteString(w, m.Answer)
+			return
 		case m.Status != 0:
 			io.Copy(io.Discard, r.Body)
 			w.WriteHeader(m.Status)
