@@ -37,6 +37,13 @@ func Prefix(u *url.URL) (string, error) {
 	return path + "/", nil
 }
 
+// URL returns the URL of a store in one way of writing it, for people too: options are sorted, and colons and slashes
+// in them stand as they are.
+func URL(scheme, host, prefix string, options url.Values) string {
+	query := strings.NewReplacer("%3A", ":", "%2F", "/").Replace(options.Encode())
+	return (&url.URL{Scheme: scheme, Host: host, Path: strings.TrimSuffix("/"+prefix, "/"), RawQuery: query}).String()
+}
+
 // Fill reads size bytes from r, or up to r's end, into buf, which it grows as data come, so that a small object takes
 // little memory. It looks at ctx between reads. err is ctx's or r's own; the end of r is none.
 func Fill(ctx context.Context, r io.Reader, buf []byte, size int) (data []byte, end bool, err error) {

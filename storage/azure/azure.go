@@ -140,10 +140,7 @@ func open(_ context.Context, u *url.URL, o storage.Options) (storage.Bucket, err
 			return fail("unknown option; known are account, endpoint, access-tier, chunk-size, concurrency, ca-bundle, insecure-skip-verify")
 		}
 	}
-	b.name = (&url.URL{Scheme: "azblob", Host: u.Host, Path: "/" + strings.TrimSuffix(prefix, "/"), RawQuery: query.Encode()}).String()
-	if prefix == "" {
-		b.name = strings.Replace(b.name, u.Host+"/", u.Host, 1)
-	}
+	b.name = storage.URL("azblob", u.Host, prefix, query)
 	transport, err := storage.NewTransport(o.Timeout, caBundle, insecure)
 	if err != nil {
 		return fail("%w", err)

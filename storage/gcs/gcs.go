@@ -104,7 +104,7 @@ func open(ctx context.Context, u *url.URL, o storage.Options) (storage.Bucket, e
 			return fail("unknown option; known are endpoint, storage-class, chunk-size, ca-bundle, insecure-skip-verify")
 		}
 	}
-	b.name = (&url.URL{Scheme: "gs", Host: u.Host, Path: strings.TrimSuffix("/"+prefix, "/"), RawQuery: query.Encode()}).String()
+	b.name = storage.URL("gs", u.Host, prefix, query)
 	transport, err := storage.NewTransport(o.Timeout, caBundle, insecure)
 	if err != nil {
 		return fail("%w", err)
