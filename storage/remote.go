@@ -195,24 +195,25 @@ func (b *receivedBody) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// NetworkKind returns what an error that a request failed with before there was an answer, or while its body was read,
-// counts as: ErrTemporary for most of them, ErrNotFound where the host does not exist, and nil where trying again is
-// no use, as with a certificate that is not trusted.
-func NetworkKind(err error) error {
+// NetworkError returns the cause for people and the kind of an error that a request failed with before there was an
+// answer, or while its body was read. The kind is ErrTemporary for most of them, ErrNotFound where the host does not
+// exist, and nil where trying again is no use, as with a certificate that is not trusted. The cause never matches
+// io.EOF, which to callers is the end of the data.
+func NetworkError(err error) (cause, kind error) {
 	var (
-		dns     *net.DNSError
-		cert    *tls.CertificateVerificationError
-		notTLS  tls.RecordHeaderError
-		address *net.AddrError
+		dns    *net.DNSError
+		cert   *tls.CertificateVerificationError
+		notTLS tls.RecordHeaderError
 	)
 	switch {
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("connection closed: %w", io.ErrUnexpectedEOF), ErrTemporary
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return ErrNotFound
-	case errors.As(err, &cert), errors.As(err, &notTLS), errors.As(err, &address),
-		err != nil && strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
-		return nil
+		return err, ErrNotFound
+	case errors.As(err, &cert), errors.As(err, &notTLS), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+		return err, nil
 	}
-	return ErrTemporary
+	return err, ErrTemporary
 }
 
 // Retry decides whether one request is tried again. The zero value with Patience and Logger is ready.

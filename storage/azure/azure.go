@@ -283,7 +283,8 @@ func (b *Bucket) request(ctx context.Context, op, key string) (context.Context, 
 		MaxRetryDelay: longest,
 		ShouldRetry: func(resp *http.Response, err error) bool {
 			if err != nil {
-				return storage.NetworkKind(err) == storage.ErrTemporary && retry.Again(err)
+				cause, kind := explain(err)
+				return kind == storage.ErrTemporary && retry.Again(cause)
 			}
 			status := &statusError{resp.StatusCode, resp.Header.Get("x-ms-error-code")}
 			return status.kind() == storage.ErrTemporary && retry.Again(status)
@@ -728,7 +729,7 @@ func explain(err error) (cause, kind error) {
 	case errors.As(err, &final): // of azidentity: several lines, without secrets
 		return errors.New(strings.Join(strings.Fields(final.Error()), " ")), storage.ErrPermission
 	}
-	return err, storage.NetworkKind(err)
+	return storage.NetworkError(err)
 }
 
 func (b *Bucket) fail(ctx context.Context, op, key string, err error) error {

@@ -169,9 +169,9 @@ const uploadMetadata = "dump-upload"
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Put implements storage.Bucket. A stream of up to one chunk is one request that states its CRC32C. A longer one is a
-// resumable upload, whose last request states that of the whole; the object becomes visible by that request, or not
-// at all if the service read something else.
+// Put implements storage.Bucket. A stream of up to one chunk is one request, a longer one a resumable upload. The object
+// becomes visible by the last request, in which the SDK states the CRC32C of the whole, or not at all if the service
+// read something else.
 func (b *Bucket) Put(ctx context.Context, key string, r io.Reader, o *storage.PutOptions) error {
 	fail := func(err error) error { return b.fail(ctx, "put", key, err) }
 	if err := check(ctx, key); err != nil {
@@ -205,7 +205,6 @@ func (b *Bucket) Put(ctx context.Context, key string, r io.Reader, o *storage.Pu
 	w.ProgressFunc = func(int64) { retry.Progress() }
 	if end {
 		w.ChunkSize = len(data) + 1 // makes it one request
-		w.SendCRC32C, w.CRC32C = true, crc32.Checksum(data, castagnoli)
 	}
 	size, sum := int64(0), uint32(0)
 	for {
@@ -548,7 +547,7 @@ func explain(err error) (cause, kind error) {
 	case errors.As(err, &at):
 		err = at.Err
 	}
-	return err, storage.NetworkKind(err)
+	return storage.NetworkError(err)
 }
 
 func (b *Bucket) fail(ctx context.Context, op, key string, err error) error {

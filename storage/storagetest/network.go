@@ -216,6 +216,9 @@ func NetworkFaults(t *testing.T, target string, open func(t *testing.T, endpoint
 						return
 					}
 					wantError(t, err, test.want, "put", b)
+					if errors.Is(err, io.EOF) {
+						t.Errorf("error %q looks like the end of the data", err)
+					}
 					wantAbsent(t, b, "key")
 				})
 			}
