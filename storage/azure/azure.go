@@ -488,11 +488,19 @@ func (b *Bucket) find(ctx context.Context, key string) (*container.BlobItem, err
 	pager := b.container.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{
 		Prefix: &name, MaxResults: &one, Include: container.ListBlobsInclude{Metadata: true},
 	})
-	page, err := pager.NextPage(ctx)
-	if err != nil || len(page.Segment.BlobItems) == 0 || value(page.Segment.BlobItems[0].Name) != name {
-		return nil, err
+	for pager.More() { // pages may be empty
+		page, err := pager.NextPage(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if items := page.Segment.BlobItems; len(items) > 0 {
+			if value(items[0].Name) == name {
+				return items[0], nil
+			}
+			break
+		}
 	}
-	return page.Segment.BlobItems[0], nil
+	return nil, nil
 }
 
 func value[T any](p *T) (v T) {

@@ -22,10 +22,10 @@ import (
 	"strings"
 	"time"
 
-	"cloud.google.com/go/auth"
 	gcs "cloud.google.com/go/storage"
 	"github.com/dustin/go-humanize"
 	"github.com/googleapis/gax-go/v2"
+	"golang.org/x/oauth2"
 	"google.golang.org/api/googleapi"
 	"google.golang.org/api/iterator"
 	"google.golang.org/api/option"
@@ -513,7 +513,7 @@ func explain(err error) (cause, kind error) {
 	var (
 		own    *ownError
 		answer *googleapi.Error
-		login  *auth.Error
+		login  *oauth2.RetrieveError
 		at     *url.Error
 	)
 	switch {
@@ -540,10 +540,15 @@ func explain(err error) (cause, kind error) {
 	case errors.Is(err, gcs.ErrBucketNotExist):
 		return errors.New("no such bucket"), storage.ErrNotFound
 	case errors.As(err, &login):
-		if login.Temporary() {
-			return oneLine(login), storage.ErrTemporary
+		code := 0
+		if login.Response != nil {
+			code = login.Response.StatusCode
 		}
-		return oneLine(login), storage.ErrPermission
+		cause = fmt.Errorf("no token for the credentials: %w", &statusError{code, strings.TrimSpace(login.ErrorCode + " " + login.ErrorDescription)})
+		if code >= 400 && code < 500 && code != http.StatusTooManyRequests && code != http.StatusRequestTimeout {
+			return cause, storage.ErrPermission
+		}
+		return cause, storage.ErrTemporary
 	case errors.As(err, &at):
 		err = at.Err
 	}

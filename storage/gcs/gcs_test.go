@@ -3,14 +3,24 @@ package gcs
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -300,7 +310,7 @@ func TestLocks(t *testing.T) {
 func TestOpenURL(t *testing.T) {
 	const secret = "s3cr3t"
 	t.Setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:1")
-	for url, ok := range map[string]bool{
+	for u, ok := range map[string]bool{
 		"gs://backups": true,
 		"gs://backups/a/b?storage-class=nearline":             true,
 		"gs://my_backups.example.org?chunk-size=32MiB":        true,
@@ -318,16 +328,16 @@ func TestOpenURL(t *testing.T) {
 		"gs://b":                                              false,
 		"gs://backups/a//b":                                   false,
 	} {
-		b, err := storage.OpenURL(t.Context(), url, nil)
+		b, err := storage.OpenURL(t.Context(), u, nil)
 		if err != nil {
 			if ok || strings.Contains(err.Error(), secret) {
-				t.Errorf("%s: %v", url, err)
+				t.Errorf("%s: %v", u, err)
 			}
 			continue
 		}
 		again, err := storage.OpenURL(t.Context(), b.String(), nil)
 		if !ok || err != nil || again.String() != b.String() || again.(*Bucket).prefix != b.(*Bucket).prefix || again.(*Bucket).chunk != b.(*Bucket).chunk {
-			t.Errorf("%s: %s gives %v, %v", url, b, again, err)
+			t.Errorf("%s: %s gives %v, %v", u, b, again, err)
 		}
 	}
 	// The variable of the SDK does for an endpoint.
@@ -336,5 +346,84 @@ func TestOpenURL(t *testing.T) {
 	b := openURL(t, "gs://"+newBucket(t, client), nil)
 	if err := b.Put(t.Context(), "key", strings.NewReader("x"), nil); err != nil {
 		t.Error(err)
+	}
+}
+
+// A service account's file is found as Google's own tools find it, and its token is sent to the service over TLS.
+func TestCredentials(t *testing.T) {
+	endpoint, client := emulator(t)
+	name := newBucket(t, client)
+	target, err := url.Parse(endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const token = "t0k3n"
+	var unauthorized atomic.Int64
+	service := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer "+token {
+			unauthorized.Add(1)
+		}
+		httputil.NewSingleHostReverseProxy(target).ServeHTTP(w, r)
+	}))
+	defer service.Close()
+	var status atomic.Int64
+	status.Store(http.StatusOK)
+	login := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(int(status.Load()))
+		if status.Load() == http.StatusOK {
+			fmt.Fprintf(w, `{"access_token": %q, "token_type": "Bearer", "expires_in": 3600}`, token)
+			return
+		}
+		io.WriteString(w, `{"error": "invalid_grant",`+"\n"+`"error_description": "account not found"}`)
+	}))
+	defer login.Close()
+
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	account, err := json.Marshal(map[string]string{
+		"type": "service_account", "project_id": "project", "client_email": "dump@project.iam.gserviceaccount.com", "token_uri": login.URL,
+		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	file, bundle := filepath.Join(dir, "account.json"), filepath.Join(dir, "ca.pem")
+	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: service.Certificate().Raw})
+	if err := errors.Join(os.WriteFile(file, account, 0o600), os.WriteFile(bundle, certificate, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", file)
+	store := "gs://" + name + "?ca-bundle=" + bundle + "&endpoint=" + service.URL
+	b := openURL(t, store, impatient)
+	if err := b.Put(t.Context(), "key", strings.NewReader("x"), nil); err != nil {
+		t.Fatal(err)
+	}
+	for o, err := range b.List(t.Context(), "") {
+		if err != nil || o.Key != "key" {
+			t.Errorf("%v, %v", o, err)
+		}
+	}
+	if n := unauthorized.Load(); n > 0 {
+		t.Errorf("%d requests without the token", n)
+	}
+	for code, want := range map[int]error{http.StatusBadRequest: storage.ErrPermission, http.StatusServiceUnavailable: storage.ErrTemporary} {
+		status.Store(int64(code))
+		b := openURL(t, store, &storage.Options{Patience: 100 * time.Millisecond})
+		err := b.Delete(t.Context(), "key")
+		if !errors.Is(err, want) || strings.Contains(err.Error(), "\n") || strings.Contains(err.Error(), "assertion") {
+			t.Errorf("login answers %d: %v, want %v", code, err, want)
+		}
+	}
+	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", filepath.Join(dir, "none"))
+	if _, err := storage.OpenURL(t.Context(), store, nil); err == nil || strings.Contains(err.Error(), "\n") {
+		t.Errorf("no credentials: %v", err)
 	}
 }
