@@ -28,7 +28,7 @@ func Prefix(u *url.URL) (string, error) {
 	}
 	for part := range strings.SplitSeq(path, "/") {
 		if part == "" || part == "." || part == ".." {
-			return "", fmt.Errorf("store %s: a folder in the path is empty, . or ..", Redact(u.String()))
+			return "", fmt.Errorf("store %s: a folder in the path is empty or consists of dots", Redact(u.String()))
 		}
 	}
 	if !utf8.ValidString(path) || strings.ContainsFunc(path, func(r rune) bool { return r == '\\' || unicode.IsControl(r) }) {
