@@ -11,7 +11,8 @@ import (
 // not. A package that is missing here has no place in the house yet.
 var rooms = map[string][]string{
 	"cmd/dump": {
-		"crypto", "dump", "dump/archive", "dump/postgres", "dump/script", "storage", "storage/file",
+		"crypto", "dump", "dump/archive", "dump/postgres", "dump/script", "storage",
+		"storage/azure", "storage/file", "storage/gcs",
 	},
 	"dump": {
 		"crypto", "dump/archive", "dump/postgres", "dump/script", "storage", "storage/file",
@@ -22,7 +23,9 @@ var rooms = map[string][]string{
 	"dump/script":                {},
 	"crypto":                     {},
 	"storage":                    {},
+	"storage/azure":              {"storage"},
 	"storage/file":               {"storage"},
+	"storage/gcs":                {"storage"},
 	"storage/storagetest":        {"storage"},
 	"bench":                      {"dump/postgres", "dump/script"},
 }

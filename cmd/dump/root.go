@@ -13,7 +13,9 @@ import (
 	"encdump/crypto"
 	"encdump/dump/archive"
 	"encdump/storage"
-	_ "encdump/storage/file" // registers directories
+	_ "encdump/storage/azure" // registers azblob://
+	_ "encdump/storage/file"  // registers directories
+	_ "encdump/storage/gcs"   // registers gs://
 )
 
 // defaultStore is used on a terminal where no store is named.
