@@ -13,6 +13,7 @@ import (
 	"encdump/dump/archive"
 	"encdump/storage"
 	_ "encdump/storage/file" // registers directories
+	_ "encdump/storage/s3"   // registers s3://
 )
 
 // defaultStore is used on a terminal where no store is named.
