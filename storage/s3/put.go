@@ -364,7 +364,7 @@ func (p *put) sendPart(ctx context.Context, id string, number int32, data []byte
 		ChecksumAlgorithm: b.checksum, ContentMD5: b.contentMD5(data),
 	}, b.request(ctx, "UploadPart").apply)
 	if err != nil {
-		return types.CompletedPart{}, fmt.Errorf("chunk %d: %w", number, err)
+		return types.CompletedPart{}, err
 	}
 	return types.CompletedPart{
 		PartNumber: &number, ETag: out.ETag,

@@ -19,6 +19,7 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"encdump/storage"
 )
@@ -208,17 +209,11 @@ func isTemporary(err error) bool {
 	case status >= 300 || code != "":
 		return false
 	}
-	// No answer, or one that was cut.
-	var sent *smithy.OperationError
+	// No answer, or one that was cut. Other errors are the SDK's own, which sent nothing.
+	var send *smithyhttp.RequestSendError
+	var answer *smithy.DeserializationError
 	_, permanent := connection(err)
-	return !permanent && errors.As(err, &sent) && !isInvalid(err)
-}
-
-// isInvalid tells whether err is the SDK's own refusal to send a request.
-func isInvalid(err error) bool {
-	var params smithy.InvalidParamsError
-	var serialization *smithy.SerializationError
-	return errors.As(err, &params) || errors.As(err, &serialization)
+	return !permanent && (errors.As(err, &send) || errors.As(err, &answer) || status != 0)
 }
 
 // connection explains errors of the connection that will be the same next time.
@@ -252,6 +247,9 @@ func (c *cause) Unwrap() error { return c.err }
 
 // explain puts an error of the SDK into words, without the request's name, URL and IDs.
 func explain(err error) error {
+	if c, ok := err.(*cause); ok {
+		return c
+	}
 	var patience *patienceError
 	var creds *credentialsError
 	switch {
@@ -289,9 +287,16 @@ func explain(err error) error {
 		}
 		return &cause{fmt.Sprintf("%s (%s)", text, oneLine(code)), err}
 	}
+	var send *smithyhttp.RequestSendError
+	var answer *smithy.DeserializationError
 	var operation *smithy.OperationError
-	if errors.As(err, &operation) {
-		return &cause{oneLine(innermost(operation.Err).Error()), err}
+	switch {
+	case errors.As(err, &send):
+		return &cause{oneLine(innermost(send.Err).Error()), err}
+	case errors.As(err, &answer):
+		return &cause{"the answer is not whole: " + oneLine(innermost(answer.Err).Error()), err}
+	case errors.As(err, &operation):
+		return &cause{oneLine(operation.Err.Error()), err}
 	}
 	return err
 }

@@ -315,7 +315,8 @@ func httpClient(base aws.HTTPClient, timeout time.Duration, insecure bool) *http
 }
 
 // watchedConn fails when no byte moves in either direction for the time-out while somebody reads or writes. It does not
-// matter how long a request takes as a whole: a chunk may be slow, and so may be whoever consumes what is read.
+// matter how long a request takes as a whole: a chunk may be slow, and so may be whoever consumes what is read. What the
+// kernel has taken counts as moved: it holds up to some 4 MB, which must be through within the time-out.
 type watchedConn struct {
 	net.Conn
 	timeout time.Duration
