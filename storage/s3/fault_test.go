@@ -75,11 +75,12 @@ type faultyServer struct {
 	mu     sync.Mutex
 	faults map[string]*fault
 	seen   map[string]int
+	last   map[string]http.Header
 }
 
 // startFaulty puts a proxy before s.
 func startFaulty(t *testing.T, s *servers.S3Server) *faultyServer {
-	f := &faultyServer{direct: s, faults: map[string]*fault{}, seen: map[string]int{}}
+	f := &faultyServer{direct: s, faults: map[string]*fault{}, seen: map[string]int{}, last: map[string]http.Header{}}
 	upstream, err := url.Parse(s.Endpoint)
 	if err != nil {
 		t.Fatal(err)
@@ -107,7 +108,7 @@ func startFaulty(t *testing.T, s *servers.S3Server) *faultyServer {
 		ErrorLog:     slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		now := f.next(operation(r))
+		now := f.next(operation(r), r.Header)
 		if now.hook != nil {
 			now.hook()
 		}
@@ -142,11 +143,19 @@ func (f *faultyServer) count(op string) int {
 	return f.seen[op]
 }
 
+// header returns the header of the last request.
+func (f *faultyServer) header(op string) http.Header {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.last[op]
+}
+
 // next counts a request and says what happens to it.
-func (f *faultyServer) next(op string) fault {
+func (f *faultyServer) next(op string, h http.Header) fault {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.seen[op]++
+	f.last[op] = h
 	bad := f.faults[op]
 	switch {
 	case bad == nil || bad.times == 0:
@@ -181,7 +190,7 @@ func wantState(t *testing.T, s *servers.S3Server, bucket, key string, content []
 		out.Body.Close()
 	}
 	if ids := uploadIDs(t, s, bucket); len(ids) > 0 {
-		t.Errorf("uploads are left: %q", ids)
+		t.Errorf("with %s, uploads are left: %q", key, ids)
 	}
 }
 

@@ -40,8 +40,7 @@ const (
 const (
 	// growEvery is after how many chunks they double.
 	growEvery = 900
-	// grace is how long the request that makes an object visible may go on after the caller's context is done.
-	// To cut it off at once would leave open whether the object is there.
+	// grace is how long a request of an upload may go on after the caller's context is done; see linger.
 	grace = 5 * time.Second
 	// cleanupTime bounds what is done after a failure, when the caller's context may be done.
 	cleanupTime = 20 * time.Second
@@ -158,14 +157,25 @@ func (p *put) single(data []byte) error {
 	})
 }
 
+// linger returns a context for one request whose attempt may end when ctx is done, for grace. What is cut off leaves open
+// what the service does with it: the object may be there or not, and a chunk that the service stores after the upload was
+// aborted stays for ever (https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html).
+func linger(ctx context.Context) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		t := time.AfterFunc(grace, cancel)
+		context.AfterFunc(longer, func() { t.Stop() })
+	})
+	return longer, func() { stop(); cancel() }
+}
+
 // publish sends the request that makes the object visible, and finds out whether it did where its answer was lost.
 func (p *put) publish(name string, size int64, etag string, send func(context.Context, func(*s3.Options)) error) error {
 	if err := p.ctx.Err(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(p.ctx))
+	ctx, cancel := linger(p.ctx)
 	defer cancel()
-	defer context.AfterFunc(p.ctx, func() { time.AfterFunc(grace, cancel) })()
 	r := p.b.request(p.ctx, name)
 	err := send(ctx, r.apply)
 	if err == nil || !r.unsure {
@@ -299,7 +309,7 @@ func (p *put) send(id string, first []byte) (parts []types.CompletedPart, size i
 		underway = 0
 		spare    [][]byte
 	)
-	defer wg.Wait() // before the caller aborts: a chunk that arrives after that stays for ever
+	defer wg.Wait() // before the caller aborts
 	buf, n, end := first, len(first), false
 	for i := 0; ; i++ {
 		if n > 0 {
@@ -358,7 +368,9 @@ func (p *put) send(id string, first []byte) (parts []types.CompletedPart, size i
 
 func (p *put) sendPart(ctx context.Context, id string, number int32, data []byte) (types.CompletedPart, error) {
 	b := p.b
-	out, err := b.client.UploadPart(ctx, &s3.UploadPartInput{
+	longer, cancel := linger(ctx)
+	defer cancel()
+	out, err := b.client.UploadPart(longer, &s3.UploadPartInput{
 		Bucket: &b.bucket, Key: p.key, UploadId: &id, PartNumber: &number,
 		Body: bytes.NewReader(data), ContentLength: aws.Int64(int64(len(data))),
 		ChecksumAlgorithm: b.checksum, ContentMD5: b.contentMD5(data),

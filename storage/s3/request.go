@@ -70,6 +70,7 @@ func (r *request) temporary(err error) bool {
 	return isTemporary(err)
 }
 
+// RetryDelay waits itself: a call may go on when the caller's context is done, see linger, but not to wait.
 func (r *request) RetryDelay(_ int, err error) (time.Duration, error) {
 	left := r.b.options.Patience - time.Since(r.start)
 	if left <= 0 {
@@ -78,7 +79,12 @@ func (r *request) RetryDelay(_ int, err error) (time.Duration, error) {
 	d := min(lastDelay, firstDelay<<min(r.failures-1, 10))
 	d = min(left, d/2+rand.N(d/2+1))
 	r.b.options.Logger.Info("request failed, trying again", "store", r.b.String(), "request", r.name, "attempt", r.failures, "after", d, "err", explain(err))
-	return d, nil
+	select {
+	case <-time.After(d):
+		return 0, nil
+	case <-r.ctx.Done():
+		return 0, r.ctx.Err()
+	}
 }
 
 func (r *request) MaxAttempts() int { return 0 } // no limit
