@@ -13,9 +13,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	for name, value := range servers.S3Env() {
-		os.Setenv(name, value)
-	}
+	servers.SetS3Env()
 	os.Exit(m.Run())
 }
 

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,12 +30,24 @@ const (
 	S3SecretKey = "test-secret-key-0123456789"
 )
 
-// S3Env is the environment in which the AWS tools and SDKs use these keys, and no configuration of the machine.
+// S3Env is what the AWS tools and SDKs need in their environment to use these keys and no configuration of the machine.
 func S3Env() map[string]string {
 	return map[string]string{
 		"AWS_ACCESS_KEY_ID": S3AccessKey, "AWS_SECRET_ACCESS_KEY": S3SecretKey, "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1",
-		"AWS_SESSION_TOKEN": "", "AWS_PROFILE": "", "AWS_ENDPOINT_URL": "", "AWS_ENDPOINT_URL_S3": "", "AWS_CA_BUNDLE": "",
 		"AWS_CONFIG_FILE": "/nonexistent", "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent", "AWS_EC2_METADATA_DISABLED": "true",
+	}
+}
+
+// SetS3Env makes that the environment of this process, without other settings of AWS. It is for a TestMain: t.Setenv
+// would keep tests from running in parallel.
+func SetS3Env() {
+	for _, e := range os.Environ() {
+		if name, _, _ := strings.Cut(e, "="); strings.HasPrefix(name, "AWS_") {
+			os.Unsetenv(name)
+		}
+	}
+	for name, value := range S3Env() {
+		os.Setenv(name, value)
 	}
 }
 
