@@ -100,6 +100,8 @@ func sourceCluster(t testing.TB) *postgres.Cluster {
 func TestScripts(t *testing.T) {
 	source, s3 := sourceCluster(t), servers.S3(t, false)
 	var buckets atomic.Int32
+	const writer, writerSecret = "writerskey", "writerssecret" // may do what policies of buckets say
+	s3.MakeUser(t, writer, writerSecret)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
@@ -117,6 +119,9 @@ func TestScripts(t *testing.T) {
 			s3.MakeBucket(t, bucket, false)
 			e.Setenv("S3_BUCKET", bucket)
 			e.Setenv("S3_ENDPOINT", s3.Endpoint)
+			e.Setenv("S3_OWNER", servers.S3AccessKey)
+			e.Setenv("S3_WRITER", writer)
+			e.Setenv("S3_WRITER_SECRET", writerSecret)
 			return os.MkdirAll(home, 0o700)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
