@@ -38,6 +38,8 @@ const (
 )
 
 const (
+	// smallSize is what is allocated for an object as long as it is not known to be larger: many are a line of text.
+	smallSize = 64 << 10
 	// growEvery is after how many chunks they double.
 	growEvery = 900
 	// grace is how long a request of an upload may go on after the caller's context is done; see linger.
@@ -69,8 +71,13 @@ func (b *Bucket) Put(ctx context.Context, key string, r io.Reader, o *storage.Pu
 	if !b.until.IsZero() && !o.Transient {
 		p.until, p.lockMode = &b.until, b.lockMode
 	}
-	buf := make([]byte, b.chunk)
+	buf := make([]byte, smallSize)
 	n, end, err := p.fill(ctx, buf)
+	if err == nil && !end {
+		buf = append(make([]byte, 0, b.chunk), buf...)[:b.chunk]
+		n, end, err = p.fill(ctx, buf[n:])
+		n += smallSize
+	}
 	switch {
 	case err != nil:
 	case end:
