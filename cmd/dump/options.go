@@ -40,7 +40,7 @@ type option struct {
 }
 
 var options = []option{
-	{"store", list, "", "URL", "where backups are: a directory or file:///path; several for create", "create list show fetch restore verify delete"},
+	{"store", list, "", "URL", "where backups are: a directory, file:///path or s3://bucket/prefix; several for create", "create list show fetch restore verify delete"},
 	{"key-file", list, "", "FILE", "file whose first line is the passphrase; several for reading, the right one is chosen", "create list show fetch restore verify key"},
 	{"key-command", text, "", "COMMAND", "shell command whose first line of output is the passphrase", "create list show fetch restore verify key"},
 	{"guid", text, "", "GUID", "which cluster's backups: GUID, a unique beginning of one, or a name; for create a UUID to use instead of the one that the cluster gives", "create list show fetch restore verify delete"},

@@ -64,6 +64,7 @@ type fault struct {
 	status int    // is answered, with the code; nothing reaches the service
 	code   string //
 	lost   bool   // the service does it, and the answer is lost
+	flip   bool   // the first byte of the request's body is another when it arrives
 	cut    int64  // the answer's body ends after so many bytes
 	hook   func() // called at each such request
 }
@@ -120,11 +121,28 @@ func startFaulty(t *testing.T, s *servers.S3Server) *faultyServer {
 			}
 			return
 		}
+		if now.flip {
+			r.Body = &flipped{r.Body, false}
+		}
 		forward.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), f, now)))
 	}))
 	t.Cleanup(server.Close)
 	f.S3Server = &servers.S3Server{Address: strings.TrimPrefix(server.URL, "http://"), Endpoint: server.URL}
 	return f
+}
+
+type flipped struct {
+	io.ReadCloser
+	done bool
+}
+
+func (f *flipped) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	if n > 0 && !f.done {
+		p[0] ^= 1
+		f.done = true
+	}
+	return n, err
 }
 
 type failing struct{}
@@ -231,6 +249,7 @@ func TestPutFaults(t *testing.T) {
 		{"503 twice", fault{times: 2, status: 503, code: "SlowDown"}, done, nil},
 		{"500 without a word", fault{times: 1, status: 500}, done, nil},
 		{"bad digest once", fault{times: 1, status: 400, code: "BadDigest"}, done, nil},
+		{"changed on the way", fault{times: 1, flip: true}, done, nil},
 		{"timeout once", fault{times: 1, status: 400, code: "RequestTimeout"}, done, nil},
 		{"conflict twice", fault{times: 2, status: 409, code: "ConditionalRequestConflict"}, done, nil},
 		{"500 always", fault{times: forever, status: 500, code: "InternalError"}, gaveUp, nil},

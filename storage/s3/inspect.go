@@ -163,7 +163,8 @@ const noLifecycle = "abandoned uploads are kept"
 func (b *Bucket) lifecycleText(rules []types.LifecycleRule) string {
 	abandoned, expire := noLifecycle, ""
 	for _, rule := range rules {
-		prefix := aws.ToString(rule.Prefix) //nolint:staticcheck // the older form, which services still return
+		//lint:ignore SA1019 the older form, which services still return
+		prefix := aws.ToString(rule.Prefix)
 		if f := rule.Filter; f != nil {
 			prefix = aws.ToString(f.Prefix)
 			if f.And != nil {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -425,5 +426,29 @@ func TestExpiredCredentials(t *testing.T) {
 	f.set("PutObject", fault{times: 1, status: 403, code: "ExpiredToken"})
 	if err := b.Put(t.Context(), "key", strings.NewReader("x"), nil); err != nil || asked != 2 {
 		t.Errorf("%v after the credentials were asked for %d times", err, asked)
+	}
+}
+
+// An upload holds no more than its chunks, however long it is.
+func TestMemory(t *testing.T) { // not parallel: it looks at the heap of all
+	s := servers.S3(t, false)
+	b := openBucket(t, s.URL(newBucket(t, s, false)), nil)
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before, most := heap(), int64(0)
+	piece := data(16 << 20)
+	var pieces []io.Reader
+	for range 8 {
+		pieces = append(pieces, bytes.NewReader(piece), &hookReader{func() error { most = max(most, heap()-before); return io.EOF }})
+	}
+	if err := b.Put(t.Context(), "key", io.MultiReader(pieces...), nil); err != nil {
+		t.Fatal(err)
+	}
+	if limit := int64(defaultChunk*defaultConcurrency + len(piece) + 8<<20); most > limit {
+		t.Errorf("%d bytes were held, more than %d", most, limit)
 	}
 }

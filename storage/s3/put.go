@@ -305,12 +305,14 @@ func (p *put) abortStrays(start time.Time) {
 }
 
 // send uploads the chunks, as many at a time as the memory for chunks allows.
-func (p *put) send(id string, first []byte) (parts []types.CompletedPart, size int64, err error) {
+func (p *put) send(id string, first []byte) ([]types.CompletedPart, int64, error) {
 	b := p.b
 	ctx, cancel := context.WithCancelCause(p.ctx)
 	defer cancel(nil)
 	var (
 		mu       sync.Mutex
+		parts    []types.CompletedPart // guarded by mu until all are sent
+		size     int64
 		wg       sync.WaitGroup
 		finished = make(chan []byte, b.concurrency)
 		underway = 0
@@ -321,6 +323,7 @@ func (p *put) send(id string, first []byte) (parts []types.CompletedPart, size i
 	for i := 0; ; i++ {
 		if n > 0 {
 			if i == maxChunks {
+				cancel(nil)
 				return nil, 0, fmt.Errorf("the object is larger than %d chunks", maxChunks)
 			}
 			number, full, data := int32(i+1), buf, buf[:n]
@@ -360,6 +363,7 @@ func (p *put) send(id string, first []byte) (parts []types.CompletedPart, size i
 				return nil, 0, context.Cause(ctx)
 			}
 		}
+		var err error
 		if n, end, err = p.fill(ctx, buf); err != nil {
 			cancel(err)
 			return nil, 0, err

@@ -52,9 +52,9 @@ func TestConformance(t *testing.T) {
 	tls := servers.S3(t, true)
 	for name, open := range map[string]func(t *testing.T) storage.Bucket{
 		"Bucket": func(t *testing.T) storage.Bucket { return openBucket(t, s.URL(newBucket(t, s, false)), nil) },
-		// Other names, another way there, and other checksums.
+		// Other names, and over TLS, where the SDK sends checksums in another way.
 		"Prefix": func(t *testing.T) storage.Bucket {
-			return openBucket(t, tls.URL(newBucket(t, tls, false)+"/some/pre fix", "checksum", "when-required"), nil)
+			return openBucket(t, tls.URL(newBucket(t, tls, false)+"/some/pre fix"), nil)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
