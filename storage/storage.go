@@ -202,7 +202,7 @@ func As[T any](b Bucket) (T, bool) {
 type Error struct {
 	Op     string // put, open, read, list or delete
 	Key    string // the object; may be empty for list
-	Bucket string // the store, as its String says
+	Bucket string // the store, as its String says; Error leaves out the options of a URL
 	Kind   error  // one of this package's Err variables, or nil where none fits
 	Err    error  // the cause, without operation, path and URL, which are named already; nil where Kind says it all
 }
@@ -221,7 +221,7 @@ func (e *Error) Error() string {
 		}
 		fmt.Fprintf(&s, " %s %s", printable(e.Key), preposition)
 	}
-	s.WriteString(" " + printable(e.Bucket))
+	s.WriteString(" " + printable(Redact(e.Bucket)))
 	if e.Err != nil {
 		s.WriteString(": " + e.Err.Error())
 	} else if e.Kind != nil {

@@ -12,22 +12,24 @@ import (
 var rooms = map[string][]string{
 	"cmd/dump": {
 		"crypto", "dump", "dump/archive", "dump/postgres", "dump/script", "storage",
-		"storage/azure", "storage/file", "storage/gcs",
+		"storage/azure", "storage/file", "storage/gcs", "storage/s3",
 	},
 	"dump": {
 		"crypto", "dump/archive", "dump/postgres", "dump/script", "storage", "storage/file",
 	},
-	"dump/archive":               {"crypto", "dump/script", "storage"},
-	"dump/postgres":              {"dump/script"},
-	"dump/postgres/postgrestest": {"dump/postgres", "dump/script"},
-	"dump/script":                {},
-	"crypto":                     {},
-	"storage":                    {},
-	"storage/azure":              {"storage"},
-	"storage/file":               {"storage"},
-	"storage/gcs":                {"storage"},
-	"storage/storagetest":        {"storage"},
-	"bench":                      {"dump/postgres", "dump/script"},
+	"dump/archive":                {"crypto", "dump/script", "storage"},
+	"dump/postgres":               {"dump/script"},
+	"dump/postgres/postgrestest":  {"dump/postgres", "dump/script"},
+	"dump/script":                 {},
+	"crypto":                      {},
+	"storage":                     {},
+	"storage/azure":               {"storage"},
+	"storage/file":                {"storage"},
+	"storage/gcs":                 {"storage"},
+	"storage/s3":                  {"storage"},
+	"storage/storagetest":         {"storage"},
+	"storage/storagetest/servers": {},
+	"bench":                       {"dump/postgres", "dump/script"},
 }
 
 // TestArrows keeps the imports pointing down.

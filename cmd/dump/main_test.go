@@ -7,11 +7,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"encdump/dump/postgres"
+	"encdump/storage/storagetest/servers"
 )
 
 // The test binary is the program too: a child that is started with asProgram in
@@ -94,10 +96,14 @@ func sourceCluster(t testing.TB) *postgres.Cluster {
 }
 
 // TestScripts runs what users do, and looks at what they see. Each script has a
-// folder of its own, an empty home, a cluster at $PGHOST and the commands of
-// postgres and openssl in its path.
+// folder of its own, an empty home, a cluster at $PGHOST, an empty bucket
+// $S3_BUCKET at $S3_ENDPOINT and the commands of postgres, openssl and aws in its
+// path.
 func TestScripts(t *testing.T) {
-	source := sourceCluster(t)
+	source, s3 := sourceCluster(t), servers.S3(t, false)
+	var buckets atomic.Int32
+	const writer, writerSecret = "writerskey", "writerssecret" // may do what policies of buckets say
+	s3.MakeUser(t, writer, writerSecret)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
@@ -108,6 +114,16 @@ func TestScripts(t *testing.T) {
 			e.Setenv("PGPORT", fmt.Sprint(source.Port()))
 			e.Setenv("PGUSER", "postgres")
 			e.Setenv("GUID", "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11")
+			for name, value := range servers.S3Env() {
+				e.Setenv(name, value)
+			}
+			bucket := fmt.Sprintf("bucket-%d", buckets.Add(1))
+			s3.MakeBucket(t, bucket, false)
+			e.Setenv("S3_BUCKET", bucket)
+			e.Setenv("S3_ENDPOINT", s3.Endpoint)
+			e.Setenv("S3_OWNER", servers.S3AccessKey)
+			e.Setenv("S3_WRITER", writer)
+			e.Setenv("S3_WRITER_SECRET", writerSecret)
 			return os.MkdirAll(home, 0o700)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){

@@ -41,7 +41,7 @@ type option struct {
 }
 
 var options = []option{
-	{"store", list, "", "URL", "where backups are: a directory or file:///path; several for create", "create list show fetch restore verify copy delete prune check"},
+	{"store", list, "", "URL", "where backups are: a directory, file:///path, s3://bucket/prefix, azblob://container/prefix or gs://bucket/prefix; several for create", "create list show fetch restore verify copy delete prune check"},
 	{"retry-for", duration, storage.DefaultPatience.String(), "DURATION", "how long a store that cannot be reached is tried again, counted from the last byte that passed", "create list show fetch restore verify copy delete prune check"},
 	{"timeout", duration, storage.DefaultTimeout.String(), "DURATION", "how long one request to a store may make no progress before it is tried again", "create list show fetch restore verify copy delete prune check"},
 	{"key-file", list, "", "FILE", "file whose first line is the passphrase; several for reading, the right one is chosen", "create list show fetch restore verify copy prune key"},

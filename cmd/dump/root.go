@@ -16,6 +16,7 @@ import (
 	_ "encdump/storage/azure" // registers azblob://
 	_ "encdump/storage/file"  // registers directories
 	_ "encdump/storage/gcs"   // registers gs://
+	_ "encdump/storage/s3"    // registers s3://
 )
 
 // defaultStore is used on a terminal where no store is named.
