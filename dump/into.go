@@ -419,25 +419,22 @@ func majorOf(version string) (n int) {
 
 // restore does what is planned.
 func (in *into) restore(ctx context.Context) error {
-	say := func(format string, args ...any) {
-		in.report.State = append(in.report.State, fmt.Sprintf(format, args...))
-	}
 	for _, name := range in.plan.Leftovers {
 		in.progress.Start("removing what an earlier run has left", -1)
 		if err := in.drop(ctx, name); err != nil {
-			say("nothing was restored")
+			in.say("nothing was restored")
 			return err
 		}
 	}
 	if len(in.plan.Slots) > 0 {
 		if _, err := in.server.DropInactiveSlots(ctx); err != nil {
-			say("nothing was restored")
+			in.say("nothing was restored")
 			return fmt.Errorf("drop replication slots: %w", err)
 		}
 	}
 	for _, f := range in.Before {
 		if err := in.runFile(ctx, f); err != nil {
-			say("nothing was restored")
+			in.say("nothing was restored")
 			return err
 		}
 	}
@@ -451,7 +448,7 @@ func (in *into) restore(ctx context.Context) error {
 				if err := in.makeWay(ctx, d.Name); err != nil {
 					return err
 				}
-				say("database %q was dropped", d.Name)
+				in.say("database %q was dropped", d.Name)
 			}
 		}
 		if err := in.replay(ctx); err != nil {
@@ -460,15 +457,24 @@ func (in *into) restore(ctx context.Context) error {
 		}
 	}
 	if err := in.swap(ctx); err != nil {
+		if len(in.report.State) == 0 {
+			in.say("the databases of the server are as they were; those of the backup are restored, but not in their places")
+			in.say("run the restore again: it removes them and starts anew")
+		}
 		return err
 	}
 	for _, f := range in.After {
 		if err := in.runFile(ctx, f); err != nil {
-			say("the backup is restored and in place; only the script afterwards failed")
+			in.say("the backup is restored and in place; only the script afterwards failed")
 			return err
 		}
 	}
 	return nil
+}
+
+// say adds a sentence to what is told when the restore fails.
+func (in *into) say(format string, args ...any) {
+	in.report.State = append(in.report.State, fmt.Sprintf(format, args...))
 }
 
 // makeWay drops a database before the restore.
@@ -596,11 +602,12 @@ func (in *into) feed(ctx context.Context, r *postgres.Replayer, selection *scrip
 func (in *into) cleanUp(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
+	lost := in.server.Revive(ctx)
 	var stay []string
 	direct := false
 	for _, d := range in.plan.Databases {
 		direct = direct || d.Direct
-		if d.Direct {
+		if d.Direct || lost != nil {
 			continue
 		}
 		exists, err := in.server.HasDatabase(ctx, d.loading)
@@ -611,26 +618,30 @@ func (in *into) cleanUp(ctx context.Context) {
 			stay = append(stay, d.loading)
 		}
 	}
-	say := func(format string, args ...any) {
-		in.report.State = append(in.report.State, fmt.Sprintf(format, args...))
-	}
 	if direct {
-		say("the tables that were loaded before it failed have their rows, the table at which it failed has none of them")
+		in.say("the tables that were loaded before it failed have their rows, the table at which it failed has none of them")
 	} else if !in.InPlace {
-		say("the databases of the server are as they were")
+		in.say("the databases of the server are as they were")
 	}
 	if in.summary.GlobalObjects > 0 {
-		say("roles and other global objects may have been created or changed")
+		in.say("roles and other global objects may have been created or changed")
 	}
-	if len(stay) > 0 {
-		say("the unfinished databases %s could not be removed; the next restore removes them", strings.Join(stay, ", "))
-	} else if !direct {
-		say("what was restored so far was removed again")
+	switch {
+	case direct:
+	case lost != nil:
+		in.say("the server does not answer (%v); what was restored so far, in databases whose names begin with %s, could not be removed: the next restore removes it", lost, loadingPrefix)
+	case len(stay) > 0:
+		in.say("the unfinished databases %s could not be removed; the next restore removes them", strings.Join(stay, ", "))
+	default:
+		in.say("what was restored so far was removed again")
 	}
 }
 
 // swap puts the restored databases in the places of those that are there.
 func (in *into) swap(ctx context.Context) error {
+	if err := in.server.Revive(ctx); err != nil {
+		return err
+	}
 	var swaps []postgres.Swap
 	var old []string
 	keep := in.KeepOld || len(in.report.Failures) > 0 // a restore with failures does not replace what it was to replace
@@ -700,23 +711,20 @@ func keptName(name, stamp string) string {
 func (in *into) keepReady(ctx context.Context, ready []postgres.Swap, names []string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	say := func(format string, args ...any) {
-		in.report.State = append(in.report.State, fmt.Sprintf(format, args...))
-	}
-	say("the databases of the server are as they were; those of the backup are restored, but not in their places")
+	in.say("the databases of the server are as they were; those of the backup are restored, but not in their places")
 	todo := slices.DeleteFunc(slices.Clone(ready), func(w postgres.Swap) bool { return w.From == w.To })
 	if len(todo) > 0 {
 		if err := in.server.Rename(ctx, todo, true); err != nil {
-			say("run the restore again: it removes them and starts anew (%v)", err)
+			in.say("run the restore again: it removes them and starts anew (%v)", err)
 			return
 		}
 	}
 	if connections, err := in.server.Connections(ctx, names); err == nil {
 		for _, c := range connections {
-			say("somebody is connected: %v", c)
+			in.say("somebody is connected: %v", c)
 		}
 	}
-	say("run the same restore again, with --terminate-connections where somebody is connected: it only puts them in place")
+	in.say("run the same restore again, with --terminate-connections where somebody is connected: it only puts them in place")
 }
 
 // runFile runs a script of the operator's.

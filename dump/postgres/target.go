@@ -400,6 +400,26 @@ func (s *Server) Rename(ctx context.Context, swaps []Swap, terminate bool) error
 	return err
 }
 
+// Revive makes the connection for maintenance anew where it was lost, as it may be after hours of a restore. A server
+// that is coming back after a crash is waited for.
+func (s *Server) Revive(ctx context.Context) error {
+	if !s.conn.IsClosed() && runSQL(ctx, s.conn, "SELECT") == nil {
+		return nil
+	}
+	for {
+		err := s.MoveTo(ctx, s.info.Database)
+		var e *pgconn.PgError
+		if !errors.As(err, &e) || e.Code != "57P03" { // cannot_connect_now
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
 // MoveTo connects s to another database for maintenance, and leaves the one that it was connected to.
 func (s *Server) MoveTo(ctx context.Context, database string) error {
 	conn, err := s.Open(ctx, database)
