@@ -409,7 +409,7 @@ CREATE SUBSCRIPTION sub CONNECTION 'host=nowhere' PUBLICATION p WITH (connect = 
 		}
 	}
 	sql(t, target, "postgres", "SELECT pg_create_physical_replication_slot('nobody')")
-	r, err = restore(func(o *IntoOptions) {
+	_, err = restore(func(o *IntoOptions) {
 		o.Clean, o.DropInactiveSlots = true, true
 		o.Before, o.After = []SQLFile{{"", before}}, []SQLFile{{"shop", after}}
 	})
