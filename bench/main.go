@@ -134,6 +134,10 @@ func run(ctx context.Context) error {
 		return err
 	}
 
+	if err := b.restore(scale); err != nil {
+		return err
+	}
+
 	fmt.Println("\npeak memory of the dump process")
 	fmt.Printf("  create %.0f MiB, restore %.0f MiB\n", mib(create[1].memory), mib(decode[1].memory))
 	wide, err := b.once("rm -rf wide; exec dump create --store wide --jobs 16")
@@ -162,10 +166,15 @@ type figures struct {
 // compare runs the commands in turn, round by round, and prints the medians,
 // and the ratio of each command to the first, round by round.
 func (b *bench) compare(commands []command) ([]figures, error) {
+	return b.inTurn(commands, func(c command) (figures, error) { return b.once(c.shell) })
+}
+
+// inTurn is compare of commands that are run by a function.
+func (b *bench) inTurn(commands []command, run func(command) (figures, error)) ([]figures, error) {
 	runs := make([][]figures, len(commands))
 	for round := range b.rounds + 1 {
 		for i, c := range commands {
-			f, err := b.once(c.shell)
+			f, err := run(c)
 			if err != nil {
 				return nil, err
 			}
