@@ -35,7 +35,7 @@ func (b *bench) restore(scale string) error {
 
 	fmt.Println("\nload one table from plain SQL into a fresh server, with fsync on")
 	if _, err := b.once("{ printf 'CREATE TABLE events (ts timestamptz, device int, value double precision, payload bytea);\\nCOPY public.events FROM stdin;\\n'; " +
-		"psql -X -q -d shop -c \"" + strings.ReplaceAll(fmt.Sprintf(events, scale), "\n", " ") + "\"; printf '\\\\\\\\.\\\\n'; } > events.sql"); err != nil {
+		"psql -X -q -d shop -c \"" + strings.ReplaceAll(fmt.Sprintf(events, scale), "\n", " ") + "\"; printf '\\\\.\\n'; } > events.sql"); err != nil {
 		return err
 	}
 	_, err := b.compareInto([]command{{"one connection", "1"}, {"two connections", "2"}}, func(c *postgres.Cluster, jobs string) error {
