@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -74,24 +75,31 @@ func startCluster(t testing.TB) *postgres.Cluster {
 	return c
 }
 
-// sourceCluster returns the cluster that scripts dump. They must not change it.
+// sourceCluster returns the cluster that tests dump. They must not change it.
 func sourceCluster(t testing.TB) *postgres.Cluster {
 	t.Helper()
 	clusters.Lock()
 	c := clusters.source
 	clusters.Unlock()
 	if c == nil {
-		c = startCluster(t)
-		psql(t, c, "postgres", `
-			CREATE ROLE clerk LOGIN PASSWORD 'not so secret';
-			CREATE DATABASE shop OWNER clerk;
-			\connect shop
-			CREATE TABLE orders (id int PRIMARY KEY, note text);
-			INSERT INTO orders SELECT i, 'note ' || i FROM generate_series(1, 1000) i;`)
+		c = shopCluster(t)
 		clusters.Lock()
 		clusters.source = c
 		clusters.Unlock()
 	}
+	return c
+}
+
+// shopCluster starts a cluster that holds a small shop.
+func shopCluster(t testing.TB) *postgres.Cluster {
+	t.Helper()
+	c := startCluster(t)
+	psql(t, c, "postgres", `
+		CREATE ROLE clerk LOGIN PASSWORD 'not so secret';
+		CREATE DATABASE shop OWNER clerk;
+		\connect shop
+		CREATE TABLE orders (id int PRIMARY KEY, note text);
+		INSERT INTO orders SELECT i, 'note ' || i FROM generate_series(1, 1000) i;`)
 	return c
 }
 
@@ -104,14 +112,20 @@ func TestScripts(t *testing.T) {
 	var buckets atomic.Int32
 	const writer, writerSecret = "writerskey", "writerssecret" // may do what policies of buckets say
 	s3.MakeUser(t, writer, writerSecret)
+	// Scripts run at the same time, and a server is dumped by one at a time.
+	ownServer := []string{"script-postgres", "script-select", "script-into"}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			home := filepath.Join(e.WorkDir, "home")
 			e.Setenv("HOME", home)
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(home, "config"))
-			e.Setenv("PGHOST", source.SocketDir())
-			e.Setenv("PGPORT", fmt.Sprint(source.Port()))
+			server := source
+			if slices.Contains(ownServer, filepath.Base(e.WorkDir)) {
+				server = shopCluster(t)
+			}
+			e.Setenv("PGHOST", server.SocketDir())
+			e.Setenv("PGPORT", fmt.Sprint(server.Port()))
 			e.Setenv("PGUSER", "postgres")
 			e.Setenv("GUID", "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11")
 			for name, value := range servers.S3Env() {
