@@ -657,3 +657,48 @@ func startStandby(t *testing.T, primary *postgres.Cluster, dir string) string {
 		}
 	}
 }
+
+// TestIntoTimescale: where the extension is created, its calls stand before and behind the rows. The extension is one of
+// the test's own that notes the calls.
+func TestIntoTimescale(t *testing.T) {
+	dir, err := os.MkdirTemp("", "extension")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(filepath.Join(dir, "extension"), 0o755),
+		os.WriteFile(filepath.Join(dir, "extension/timescaledb.control"), []byte("default_version = '1'\n"), 0o644),
+		os.WriteFile(filepath.Join(dir, "extension/timescaledb--1.sql"), []byte(`CREATE TABLE calls (call text);
+CREATE FUNCTION timescaledb_pre_restore() RETURNS boolean LANGUAGE sql AS $$ INSERT INTO odd.calls VALUES ('pre'); SELECT true $$;
+CREATE FUNCTION timescaledb_post_restore() RETURNS boolean LANGUAGE sql AS $$ INSERT INTO odd.calls SELECT 'post ' || (xpath('/row/n/text()', query_to_xml('SELECT count(*) AS n FROM public.t', false, true, '')))[1]; SELECT true $$;
+`), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	target := postgrestest.Start(t, 18, postgres.ClusterOptions{Settings: map[string]string{"extension_control_path": dir + ":$system"}})
+	b := backupOf(t, &CreateOptions{GUID: "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11", Stdin: strings.NewReader(`--
+-- PostgreSQL database cluster dump
+--
+
+CREATE DATABASE metrics WITH TEMPLATE = template0;
+
+\connect metrics
+
+CREATE SCHEMA odd;
+CREATE EXTENSION IF NOT EXISTS timescaledb WITH SCHEMA odd;
+CREATE TABLE public.t (a integer);
+COPY public.t (a) FROM stdin;
+1
+2
+\.
+
+--
+-- PostgreSQL database cluster dump complete
+--
+`)})
+	if _, err := RestoreInto(t.Context(), b, intoOptions(target, 2)); err != nil {
+		t.Fatal(err)
+	}
+	if got := sql(t, target, "metrics", "SELECT string_agg(call, ', ') FROM odd.calls"); got != "pre, post 2" {
+		t.Errorf("calls: %s", got)
+	}
+}
