@@ -69,7 +69,11 @@ func openURL(t *testing.T, u string, o *storage.Options) *Bucket {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return b.(*Bucket)
+	inner, ok := storage.As[*Bucket](b)
+	if !ok {
+		t.Fatalf("%T holds no *Bucket", b)
+	}
+	return inner
 }
 
 // TestAzurite runs the tests that need the emulator, which takes seconds to start.
