@@ -33,6 +33,12 @@ import (
 
 func TestMain(m *testing.M) {
 	servers.SetS3Env()
+	for _, e := range os.Environ() {
+		if name, _, _ := strings.Cut(e, "="); strings.HasPrefix(name, "AZURE_") {
+			os.Unsetenv(name)
+		}
+	}
+	os.Setenv("AZURE_STORAGE_KEY", storagetest.AzuriteKey)
 	os.Exit(m.Run())
 }
 
@@ -434,12 +440,13 @@ func TestCloudRead(t *testing.T) {
 // TestThreeDestinations backs a cluster up to S3, Azure and a folder in one run, and recovers each by itself: by this
 // program, and by what S3 and Azure give to others' clients, openssl, gunzip and psql.
 func TestThreeDestinations(t *testing.T) {
-	source := startCluster(t)
+	t.Parallel()
+	source, target := startCluster(t), startCluster(t)
 	sql(t, source, "postgres", `CREATE TABLE t AS SELECT i, md5(i::text) || md5((i * 3)::text) AS noise FROM generate_series(1, 200000) i`)
 	s3 := servers.S3(t, false)
 	s3.MakeBucket(t, "backups", false)
 	connection := storagetest.Azurite(t)
-	t.Setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+	_, endpoint, _ := strings.Cut(connection, "BlobEndpoint=")
 	azure, err := container.NewClientFromConnectionString(connection, "backups", nil)
 	if err == nil {
 		_, err = azure.Create(t.Context(), nil)
@@ -451,7 +458,7 @@ func TestThreeDestinations(t *testing.T) {
 	folder := filepath.Join(work, "folder")
 	stores := []storage.Bucket{
 		openStore(t, s3.URL("backups/pg", "chunk-size", cloudChunk), nil),
-		openStore(t, "azblob://backups/pg?chunk-size=1MiB", nil),
+		openStore(t, "azblob://backups/pg?chunk-size=1MiB&account="+storagetest.AzuriteAccount+"&endpoint="+endpoint, nil),
 		openStore(t, folder, nil),
 	}
 	o := createOptions(nil, 0, stores...)
@@ -514,8 +521,8 @@ func TestThreeDestinations(t *testing.T) {
 		if err != nil || string(got) != plain {
 			t.Fatalf("%s by hand: %d bytes of %d, %v", dir, len(got), len(plain), err)
 		}
-		target := startCluster(t)
 		on(t, target, got, "psql", "-Xq", "-d", "postgres")
 		same(t, dir, contents(t, target), before)
+		sql(t, target, "postgres", "DROP TABLE t")
 	}
 }
