@@ -43,6 +43,7 @@ fuzz:
 	done
 
 bench: deps build
+	@.ci/deps bench
 	go run ./bench
 
 lint:
