@@ -30,7 +30,7 @@ test: deps build lint
 test-all: deps build lint
 	@.ci/deps all
 	go test -timeout 1h -race $(PACKAGES)
-	TEST_ROUNDS=10 TEST_SERVERS="10 11 12 13 14 16 17 18" TEST_SHOP_SCALE=1 \
+	TEST_FULL_SIZE=1 TEST_ROUNDS=10 TEST_SERVERS="10 11 12 13 14 16 17 18" TEST_SHOP_SCALE=1 \
 	    go test -timeout 3h -count 1 $(PACKAGES)
 	$(MAKE) fuzz
 
@@ -43,6 +43,7 @@ fuzz:
 	done
 
 bench: deps build
+	@.ci/deps bench
 	go run ./bench
 
 lint:

@@ -47,6 +47,7 @@ type bench struct {
 	ctx    context.Context
 	dir    string
 	env    []string
+	path   string // its PATH
 	rounds int
 }
 
@@ -78,9 +79,10 @@ func run(ctx context.Context) error {
 	}
 	defer cluster.Stop()
 	b := &bench{ctx: ctx, dir: dir, rounds: rounds}
+	b.path = filepath.Dir(program) + ":" + cluster.BinDir() + ":" + os.Getenv("PATH")
 	b.env = append(os.Environ(),
 		"PGHOST="+cluster.SocketDir(), fmt.Sprintf("PGPORT=%d", cluster.Port()), "PGUSER=postgres", "LC_ALL=C",
-		"DUMP="+program, "DUMP_KEY_FILE="+dir+"/key", "PATH="+filepath.Dir(program)+":"+cluster.BinDir()+":"+os.Getenv("PATH"))
+		"DUMP="+program, "DUMP_KEY_FILE="+dir+"/key", "PATH="+b.path)
 
 	for _, c := range []string{
 		"dump key generate 2>/dev/null",
@@ -149,7 +151,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("  with --jobs 16: create %.0f MiB, restore %.0f MiB\n", mib(wide.memory), mib(wideRestore.memory))
-	return nil
+	return b.s3()
 }
 
 func mib(n int64) float64 { return float64(n) / (1 << 20) }

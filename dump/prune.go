@@ -256,20 +256,27 @@ func PreparePrune(ctx context.Context, c *archive.Catalog, b storage.Bucket, o *
 		log = slog.New(slog.DiscardHandler)
 	}
 	var all []*archive.Backup
+	var none *archive.NotFoundError // of the GUID
 	for backup, err := range c.Backups(ctx, o.GUID) {
+		if errors.As(err, &none) && !none.Ambiguous {
+			break // an upload of it may be left nevertheless
+		}
 		if err != nil {
 			return nil, err
 		}
 		all = append(all, backup)
 	}
 	ours := func(id archive.ID) bool { // is what the GUID selects
-		return o.GUID == "" || slices.ContainsFunc(all, func(b *archive.Backup) bool { return b.ID.GUID == id.GUID })
+		return o.GUID == "" || o.GUID == id.GUID || slices.ContainsFunc(all, func(b *archive.Backup) bool { return b.ID.GUID == id.GUID })
 	}
 	uploads, err := uploadsOf(ctx, b, ours)
 	if errors.Is(err, storage.ErrPermission) {
 		log.Info("unfinished uploads may not be listed", "err", err)
 	} else if err != nil {
 		return nil, err
+	}
+	if none != nil && len(uploads) == 0 {
+		return nil, none
 	}
 
 	now, grace := time.Now(), o.Policy.grace()

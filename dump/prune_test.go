@@ -474,6 +474,24 @@ func TestPruneUploads(t *testing.T) {
 		if err != nil || len(pruning.Uploads) != 0 {
 			t.Errorf("%+v, %v", pruning, err)
 		}
+		// The last that is left of a cluster is an upload.
+		time.Sleep(2 * time.Hour)
+		for range 2 {
+			pruning, err = PreparePrune(t.Context(), archive.OpenCatalog(u, nil, nil), u, &PruneOptions{Policy: Policy{IncompleteOnly: true}, GUID: guids[1]})
+			if len(left()) == 2 { // the second time
+				break
+			}
+			if err != nil || len(pruning.Plan) != 0 || len(pruning.Uploads) != 1 {
+				t.Fatalf("%+v, %v", pruning, err)
+			}
+			if err := pruning.Execute(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var none *archive.NotFoundError
+		if !errors.As(err, &none) {
+			t.Errorf("%+v, %v", pruning, err)
+		}
 	})
 }
 

@@ -28,7 +28,7 @@ var rooms = map[string][]string{
 	"storage/gcs":                 {"storage"},
 	"storage/s3":                  {"storage"},
 	"storage/storagetest":         {"storage"},
-	"storage/storagetest/servers": {},
+	"storage/storagetest/servers": {"storage", "storage/storagetest"},
 	"bench":                       {"dump/postgres", "dump/script"},
 }
 

@@ -1,16 +1,28 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"encdump/storage/storagetest"
+	"encdump/storage/storagetest/servers"
 )
 
 // TestCloudStores runs one script against each service.
@@ -71,5 +83,238 @@ func TestCloudStores(t *testing.T) {
 				RequireExplicitExec: true,
 			})
 		})
+	}
+}
+
+const (
+	someGUID  = "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11"
+	s3Bucket  = "backups"
+	maxMemory = 256 << 20 // that a dump process may take, in bytes
+)
+
+// newS3Program makes a program whose store is a bucket of the server, in small chunks.
+func newS3Program(t *testing.T, s *servers.S3Server) *program {
+	t.Helper()
+	p := newProgram(t, nil)
+	for name, value := range servers.S3Env() {
+		p.env = append(p.env, name+"="+value)
+	}
+	p.env = append(p.env, "DUMP_GUID="+someGUID, "DUMP_STORE="+s.URL(s3Bucket, "chunk-size", "5MiB"))
+	return p
+}
+
+// inS3 returns the names of the objects and the number of unfinished uploads.
+func inS3(t *testing.T, s *servers.S3Server) (names []string, uploads int) {
+	t.Helper()
+	bucket := s3Bucket
+	list, err := s.Client().ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &bucket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range list.Contents {
+		names = append(names, *o.Key)
+	}
+	multi, err := s.Client().ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &bucket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names, len(multi.Uploads)
+}
+
+// awaitChunk polls until a chunk of an unfinished upload is stored.
+func awaitChunk(t *testing.T, s *servers.S3Server) {
+	t.Helper()
+	bucket := s3Bucket
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		multi, err := s.Client().ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &bucket})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, u := range multi.Uploads {
+			parts, err := s.Client().ListParts(t.Context(), &s3.ListPartsInput{Bucket: &bucket, Key: u.Key, UploadId: u.UploadId})
+			if err == nil && len(parts.Parts) > 0 {
+				return
+			}
+		}
+	}
+	t.Fatal("no chunk was stored")
+}
+
+// bigDump writes a dump of a table of n random bytes in base64, at which compression gains next to nothing: some 1.35 n
+// bytes are stored.
+func bigDump(w io.Writer, n int64) error {
+	b := bufio.NewWriterSize(w, 1<<20)
+	b.WriteString("--\n-- PostgreSQL database cluster dump\n--\n\n\\connect postgres\n\nCOPY public.t (x) FROM stdin;\n")
+	random := rand.NewChaCha8([32]byte{7})
+	var raw [96]byte
+	for ; n > 0; n -= int64(len(raw)) {
+		random.Read(raw[:])
+		b.Write(base64.StdEncoding.AppendEncode(b.AvailableBuffer(), raw[:]))
+		b.WriteByte('\n')
+	}
+	b.WriteString("\\.\n\n--\n-- PostgreSQL database cluster dump complete\n--\n\n")
+	return b.Flush()
+}
+
+// pruneAll prunes until the store is empty, which it is when the store's clock, of whole seconds, has gone on.
+func pruneAll(t *testing.T, p *program, s *servers.S3Server) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		p.ok("prune", "--incomplete-only", "--yes", "--grace", "1ms")
+		names, uploads := inS3(t, s)
+		if len(names)+uploads == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("prune leaves %q and %d uploads", names, uploads)
+		}
+	}
+}
+
+// TestKilledUpload: create is killed in the middle of a multipart upload. prune finds what that leaves, also what no
+// listing of objects shows, and removes it when the grace is over.
+func TestKilledUpload(t *testing.T) {
+	t.Parallel()
+	s := servers.S3(t, false)
+	s.MakeBucket(t, s3Bucket, false)
+	p := newS3Program(t, s)
+	cmd := p.command("create", "--stdin")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go bigDump(in, 40<<20) // the pipe breaks
+	awaitChunk(t, s)
+	cmd.Process.Kill()
+	cmd.Wait()
+	in.Close()
+	names, uploads := inS3(t, s)
+	if len(names) != 1 || !strings.HasSuffix(names[0], ".incomplete") || uploads != 1 {
+		t.Fatalf("left is %q and %d uploads", names, uploads)
+	}
+	if out := p.ok("list"); !strings.Contains(out, " incomplete") {
+		t.Errorf("list shows %q", out)
+	}
+	p.ok("prune", "--incomplete-only", "--yes")
+	if names, uploads := inS3(t, s); len(names) != 1 || uploads != 1 {
+		t.Errorf("within the grace prune leaves %q and %d uploads", names, uploads)
+	}
+	if out := p.ok("prune", "--incomplete-only", "--dry-run", "--grace", "1ms"); !strings.Contains(out, "upload") {
+		t.Errorf("the plan is %q", out)
+	}
+	pruneAll(t, p, s)
+}
+
+// TestOutage: the store goes away in the middle of create for longer than it is tried again. There is one error, and
+// no backup.
+func TestOutage(t *testing.T) {
+	t.Parallel()
+	s := servers.S3(t, false)
+	s.MakeBucket(t, s3Bucket, false)
+	proxy := servers.StartProxy(t, s.Address)
+	p := newS3Program(t, &servers.S3Server{Endpoint: "http://" + proxy.Address})
+	p.env = append(p.env, "DUMP_RETRY_FOR=1s", "DUMP_TIMEOUT=500ms")
+	cmd := p.command("create", "--stdin")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// It ends though whoever writes the dump goes on for ever.
+	go bigDump(in, 1<<40)
+	awaitChunk(t, s)
+	proxy.Enable(t, false)
+	cmd.Wait()
+	in.Close()
+	text := stderr.String()
+	if got := cmd.ProcessState.ExitCode(); got != 1 || strings.Count(text, "dump: error: ") != 1 || !strings.Contains(text, "s3://"+s3Bucket) || strings.Contains(text, servers.S3SecretKey) {
+		t.Errorf("status %d\n%s", got, text)
+	}
+	if names, _ := inS3(t, s); slices.ContainsFunc(names, func(n string) bool { return !strings.HasSuffix(n, ".incomplete") }) {
+		t.Errorf("left is %q", names)
+	}
+	proxy.Enable(t, true)
+	pruneAll(t, p, s)
+}
+
+// TestLargeStream sends a stream of several parts to S3 and to a folder at once and back, in little memory. With
+// TEST_FULL_SIZE it is 2.5 GB in parts of 1 GB.
+func TestLargeStream(t *testing.T) {
+	t.Parallel()
+	partSize, option := int64(16_000_000), "16MB"
+	if os.Getenv("TEST_FULL_SIZE") != "" {
+		partSize, option = 1_000_000_000, "1GB"
+	}
+	s := servers.S3(t, false)
+	s.MakeBucket(t, s3Bucket, false)
+	p := newS3Program(t, s)
+	url := s.URL(s3Bucket) // in chunks of the size that is usual
+	p.env = append(p.env, "DUMP_STORE="+url)
+	memory := func(what string, state *os.ProcessState) {
+		peak := state.SysUsage().(*syscall.Rusage).Maxrss << 10
+		t.Logf("%s: %d MiB of memory at most", what, peak>>20)
+		if peak > maxMemory {
+			t.Errorf("%s took %d MiB", what, peak>>20)
+		}
+	}
+
+	cmd := p.command("create", "--stdin", "--part-size", option, "--store", url, "--store", "folder")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	sent, start := sha256.New(), time.Now()
+	if err := bigDump(io.MultiWriter(in, sent), partSize*15/8); err != nil {
+		t.Fatal(err)
+	}
+	in.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("create took %v", time.Since(start).Round(time.Second/10))
+	memory("create", cmd.ProcessState)
+
+	bucket := s3Bucket
+	list, err := s.Client().ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &bucket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sizes []int64 // of the parts
+	for _, o := range list.Contents {
+		if filepath.Ext(*o.Key) == "" {
+			sizes = append(sizes, *o.Size)
+		}
+		if info, err := os.Stat(filepath.Join(p.dir, "folder", *o.Key)); err != nil || info.Size() != *o.Size {
+			t.Errorf("%s is not in the folder, too: %v", *o.Key, err)
+		}
+	}
+	if len(sizes) != 3 || sizes[0] != partSize || sizes[1] != partSize || sizes[2] < partSize*4/10 || sizes[2] > partSize*6/10 {
+		t.Errorf("the parts have %d bytes", sizes)
+	}
+
+	for _, store := range []string{url, "folder"} {
+		start := time.Now()
+		got := sha256.New()
+		cmd := p.command("restore", "--store", store)
+		cmd.Stdout = got
+		if err := cmd.Run(); err != nil {
+			t.Fatal(err)
+		}
+		if want := fmt.Sprintf("%x", sent.Sum(nil)); fmt.Sprintf("%x", got.Sum(nil)) != want {
+			t.Errorf("%s brings other bytes back", store)
+		}
+		t.Logf("restore took %v", time.Since(start).Round(time.Second/10))
+		memory("restore", cmd.ProcessState)
 	}
 }

@@ -118,12 +118,15 @@ func (c *copying) run(ctx context.Context) error {
 		return c.objects(ctx, slices.Concat(parts, rest))
 	}
 
-	d := &Destination{Bucket: c.dst, marked: c.has(incompleteSuffix)}
-	if !d.marked {
+	goesOn := c.has(incompleteSuffix)
+	d := &Destination{Bucket: c.dst, marked: goesOn}
+	if !goesOn {
 		if err := d.mark(ctx, b.ID, c.note()); errors.Is(err, storage.ErrExists) {
 			return c.other("another run took the ID just now", "run the same command again when that has ended")
 		} else if err != nil {
-			return errors.Join(err, c.abandon(ctx, d))
+			clean, cancel := cleanup(ctx)
+			defer cancel()
+			return errors.Join(err, d.unmark(clean, b.ID))
 		}
 	}
 	err = c.objects(ctx, parts)
@@ -144,21 +147,18 @@ func (c *copying) run(ctx context.Context) error {
 			b.log.Info("marker not removed, which does no harm", "store", c.dst.String(), "err", err)
 		}
 		return nil
-	case errors.As(err, &damage):
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	case errors.As(err, &damage), !goesOn && c.report.Copied == 0: // or there is nothing to go on with
+		// Not the marker alone: an object may be there whose Put failed because its answer was lost.
+		clean, cancel := cleanup(ctx)
 		defer cancel()
 		return errors.Join(err, remove(clean, c.dst, b.ID))
-	case c.report.Copied+c.report.Present == 0:
-		return errors.Join(err, c.abandon(ctx, d)) // there is nothing to go on with
 	}
 	return err
 }
 
-// abandon removes the marker.
-func (c *copying) abandon(ctx context.Context, d *Destination) error {
-	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-	defer cancel()
-	return d.unmark(clean, c.b.ID)
+// cleanup returns a context for what must be done even though ctx is done.
+func cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 }
 
 // names returns what is to be copied beside the metadata, in order, and fills in the digests that are known.

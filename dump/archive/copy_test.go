@@ -175,6 +175,42 @@ func TestCopyInterrupted(t *testing.T) {
 			wantEmpty(t, to)
 		}
 	})
+	// A copy that goes on and fails before it has found anything in order leaves what the first one left, and its marker.
+	t.Run("twice", func(t *testing.T) {
+		to := storagetest.Mem()
+		faulty := storagetest.NewFaulty(to).Add(storagetest.Fault{Op: storagetest.Put, Key: full("-1"), Err: errBoom})
+		if r, err := find(t, g.bucket(t), testID.String()).CopyTo(t.Context(), faulty, nil); !errors.Is(err, errBoom) || r.Copied != 1 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		left := contents(t, to)
+		faulty = storagetest.NewFaulty(to).Add(storagetest.Fault{Op: storagetest.Open, Key: full("-0"), Err: errBoom})
+		if _, err := find(t, g.bucket(t), testID.String()).CopyTo(t.Context(), faulty, nil); !errors.Is(err, errBoom) {
+			t.Error(err)
+		}
+		if got := contents(t, to); !maps.Equal(got, left) {
+			t.Errorf("left is %q, %q before", got.names(), left.names())
+		}
+		if r, err := find(t, g.bucket(t), testID.String()).CopyTo(t.Context(), to, nil); err != nil || r.Present != 1 {
+			t.Errorf("%+v, %v", r, err)
+		}
+	})
+	// A Put that fails though the object is there, as when its answer is lost, leaves nothing without a marker.
+	t.Run("answer lost", func(t *testing.T) {
+		to := &recorder{Bucket: storagetest.Mem()}
+		to.on = func(event string) error {
+			if event == "put ID-0" {
+				if err := to.Bucket.Put(t.Context(), full("-0"), strings.NewReader("x"), nil); err != nil {
+					t.Error(err)
+				}
+				return errBoom
+			}
+			return nil
+		}
+		if _, err := find(t, g.bucket(t), testID.String()).CopyTo(t.Context(), to, nil); !errors.Is(err, errBoom) {
+			t.Error(err)
+		}
+		wantEmpty(t, to.Bucket)
+	})
 	t.Run("cancelled", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		to := &recorder{Bucket: storagetest.Mem()}

@@ -8,10 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -28,162 +24,6 @@ func data(n int) []byte {
 	b := make([]byte, n)
 	rand.NewChaCha8([32]byte{byte(n)}).Read(b)
 	return b
-}
-
-// operation names what a request asks S3 for.
-func operation(r *http.Request) string {
-	q := r.URL.Query()
-	object := strings.Count(strings.Trim(r.URL.Path, "/"), "/") > 0
-	switch {
-	case q.Has("partNumber"):
-		return "UploadPart"
-	case q.Has("uploads") && r.Method == "POST":
-		return "CreateMultipartUpload"
-	case q.Has("uploads"):
-		return "ListMultipartUploads"
-	case q.Has("uploadId") && r.Method == "POST":
-		return "CompleteMultipartUpload"
-	case q.Has("uploadId") && r.Method == "DELETE":
-		return "AbortMultipartUpload"
-	case q.Get("list-type") == "2":
-		return "ListObjectsV2"
-	case object && r.Method == "HEAD":
-		return "HeadObject"
-	case object:
-		return map[string]string{"GET": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}[r.Method]
-	}
-	return r.Method + " " + r.URL.RawQuery
-}
-
-const forever = 1 << 30
-
-// fault is what goes wrong with the requests of an operation.
-type fault struct {
-	times  int    // of these requests
-	after  int    // so many that go well
-	status int    // is answered, with the code; nothing reaches the service
-	code   string //
-	lost   bool   // the service does it, and the answer is lost
-	flip   bool   // the first byte of the request's body is another when it arrives
-	cut    int64  // the answer's body ends after so many bytes
-	hook   func() // called at each such request
-}
-
-// faultyServer is a server of S3 behind something that goes wrong.
-type faultyServer struct {
-	*servers.S3Server
-	direct *servers.S3Server
-	mu     sync.Mutex
-	faults map[string]*fault
-	seen   map[string]int
-	last   map[string]http.Header
-}
-
-// startFaulty puts a proxy before s.
-func startFaulty(t *testing.T, s *servers.S3Server) *faultyServer {
-	f := &faultyServer{direct: s, faults: map[string]*fault{}, seen: map[string]int{}, last: map[string]http.Header{}}
-	upstream, err := url.Parse(s.Endpoint)
-	if err != nil {
-		t.Fatal(err)
-	}
-	forward := &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(upstream)
-			r.Out.Host = r.In.Host // is signed
-		},
-		ModifyResponse: func(r *http.Response) error {
-			f, _ := r.Request.Context().Value(f).(fault)
-			if f.lost {
-				io.Copy(io.Discard, r.Body)
-				return errors.New("lost")
-			}
-			if f.cut > 0 {
-				r.Body = struct {
-					io.Reader
-					io.Closer
-				}{io.MultiReader(io.LimitReader(r.Body, f.cut), &failing{}), r.Body}
-			}
-			return nil
-		},
-		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
-		ErrorLog:     slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
-	}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		now := f.next(operation(r), r.Header)
-		if now.hook != nil {
-			now.hook()
-		}
-		if now.status != 0 {
-			io.Copy(io.Discard, r.Body)
-			w.WriteHeader(now.status)
-			if now.code != "" && r.Method != "HEAD" {
-				fmt.Fprintf(w, "<Error><Code>%s</Code><Message>made up</Message></Error>", now.code)
-			}
-			return
-		}
-		if now.flip {
-			r.Body = &flipped{r.Body, false}
-		}
-		forward.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), f, now)))
-	}))
-	t.Cleanup(server.Close)
-	f.S3Server = &servers.S3Server{Address: strings.TrimPrefix(server.URL, "http://"), Endpoint: server.URL}
-	return f
-}
-
-type flipped struct {
-	io.ReadCloser
-	done bool
-}
-
-func (f *flipped) Read(p []byte) (int, error) {
-	n, err := f.ReadCloser.Read(p)
-	if n > 0 && !f.done {
-		p[0] ^= 1
-		f.done = true
-	}
-	return n, err
-}
-
-type failing struct{}
-
-func (*failing) Read([]byte) (int, error) { return 0, errors.New("cut") }
-
-func (f *faultyServer) set(op string, bad fault) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.faults[op] = &bad
-}
-
-func (f *faultyServer) count(op string) int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.seen[op]
-}
-
-// header returns the header of the last request.
-func (f *faultyServer) header(op string) http.Header {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.last[op]
-}
-
-// next counts a request and says what happens to it.
-func (f *faultyServer) next(op string, h http.Header) fault {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.seen[op]++
-	f.last[op] = h
-	bad := f.faults[op]
-	switch {
-	case bad == nil || bad.times == 0:
-		return fault{}
-	case bad.after > 0:
-		bad.after--
-		return fault{}
-	}
-	bad.times--
-	return *bad
 }
 
 // wantState checks, past all faults, that key holds content, or with nil that nothing is there, and that no upload is left.
@@ -241,24 +81,24 @@ func TestPutFaults(t *testing.T) {
 	gaveUp := outcome{storage.ErrTemporary, "no success in 700ms of trying"}
 	tests := []struct {
 		name string
-		fault
+		servers.S3Fault
 		want    outcome
 		publish *outcome // of the request that makes the object visible, where that differs
 	}{
-		{"500 twice", fault{times: 2, status: 500, code: "InternalError"}, done, nil},
-		{"503 twice", fault{times: 2, status: 503, code: "SlowDown"}, done, nil},
-		{"500 without a word", fault{times: 1, status: 500}, done, nil},
-		{"bad digest once", fault{times: 1, status: 400, code: "BadDigest"}, done, nil},
-		{"changed on the way", fault{times: 1, flip: true}, done, nil},
-		{"timeout once", fault{times: 1, status: 400, code: "RequestTimeout"}, done, nil},
-		{"conflict twice", fault{times: 2, status: 409, code: "ConditionalRequestConflict"}, done, nil},
-		{"500 always", fault{times: forever, status: 500, code: "InternalError"}, gaveUp, nil},
-		{"denied", fault{times: forever, status: 403, code: "AccessDenied"}, outcome{storage.ErrPermission, "made up (AccessDenied)"}, nil},
-		{"expired", fault{times: forever, status: 403, code: "ExpiredToken"}, outcome{storage.ErrPermission, "the credentials have expired"}, nil},
-		{"unknown", fault{times: forever, status: 400, code: "Strange"}, outcome{nil, "made up (Strange)"}, nil},
-		{"answer lost once", fault{times: 1, lost: true}, done, nil},
-		{"answer lost twice", fault{times: 2, lost: true}, done, nil},
-		{"answers always lost", fault{times: forever, lost: true}, gaveUp, &done},
+		{"500 twice", servers.S3Fault{Times: 2, Status: 500, Code: "InternalError"}, done, nil},
+		{"503 twice", servers.S3Fault{Times: 2, Status: 503, Code: "SlowDown"}, done, nil},
+		{"500 without a word", servers.S3Fault{Times: 1, Status: 500}, done, nil},
+		{"bad digest once", servers.S3Fault{Times: 1, Status: 400, Code: "BadDigest"}, done, nil},
+		{"changed on the way", servers.S3Fault{Times: 1, Flip: true}, done, nil},
+		{"timeout once", servers.S3Fault{Times: 1, Status: 400, Code: "RequestTimeout"}, done, nil},
+		{"conflict twice", servers.S3Fault{Times: 2, Status: 409, Code: "ConditionalRequestConflict"}, done, nil},
+		{"500 always", servers.S3Fault{Times: servers.Always, Status: 500, Code: "InternalError"}, gaveUp, nil},
+		{"denied", servers.S3Fault{Times: servers.Always, Status: 403, Code: "AccessDenied"}, outcome{storage.ErrPermission, "made up (AccessDenied)"}, nil},
+		{"expired", servers.S3Fault{Times: servers.Always, Status: 403, Code: "ExpiredToken"}, outcome{storage.ErrPermission, "the credentials have expired"}, nil},
+		{"unknown", servers.S3Fault{Times: servers.Always, Status: 400, Code: "Strange"}, outcome{nil, "made up (Strange)"}, nil},
+		{"answer lost once", servers.S3Fault{Times: 1, Lost: true}, done, nil},
+		{"answer lost twice", servers.S3Fault{Times: 2, Lost: true}, done, nil},
+		{"answers always lost", servers.S3Fault{Times: servers.Always, Lost: true}, gaveUp, &done},
 	}
 	for _, size := range []int{0, 1000, multi} {
 		ops := []string{"PutObject"}
@@ -273,9 +113,9 @@ func TestPutFaults(t *testing.T) {
 					}
 					t.Run(fmt.Sprintf("%d bytes/%s/%s/%v", size, op, test.name, ifAbsent), func(t *testing.T) {
 						t.Parallel()
-						f, bucket, content := startFaulty(t, s), newBucket(t, s, false), data(size)
+						f, bucket, content := servers.StartFaultyS3(t, s), newBucket(t, s, false), data(size)
 						b := openBucket(t, f.URL(bucket+"/p", chunks...), &storage.Options{Patience: 700 * time.Millisecond, Timeout: 5 * time.Second})
-						f.set(op, test.fault)
+						f.Set(op, test.S3Fault)
 						err := b.Put(t.Context(), "key", bytes.NewReader(content), &storage.PutOptions{IfAbsent: ifAbsent})
 						want := test.want
 						if test.publish != nil && (op == "PutObject" || op == "CompleteMultipartUpload") {
@@ -311,10 +151,10 @@ func TestLostAnswerOfAnother(t *testing.T) {
 			if (op == "PutObject") != (size == 1000) {
 				continue
 			}
-			f, bucket := startFaulty(t, s), newBucket(t, s, false)
+			f, bucket := servers.StartFaultyS3(t, s), newBucket(t, s, false)
 			b := openBucket(t, f.URL(bucket, chunks...), nil)
 			other := data(size) // the same content: not even that makes it ours
-			f.set(op, fault{times: 1, status: 500, hook: func() {
+			f.Set(op, servers.S3Fault{Times: 1, Status: 500, Hook: func() {
 				key := "key"
 				if _, err := s.Client().PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: bytes.NewReader(other)}); err != nil {
 					t.Error(err)
@@ -333,16 +173,16 @@ func TestLostAnswerOfAnother(t *testing.T) {
 func TestAbortFails(t *testing.T) {
 	t.Parallel()
 	s := servers.S3(t, false)
-	f, bucket := startFaulty(t, s), newBucket(t, s, false)
+	f, bucket := servers.StartFaultyS3(t, s), newBucket(t, s, false)
 	b := openBucket(t, f.URL(bucket, chunks...), &storage.Options{Patience: 300 * time.Millisecond})
-	f.set("UploadPart", fault{times: forever, after: 1, status: 403, code: "AccessDenied"})
-	f.set("AbortMultipartUpload", fault{times: forever, status: 503, code: "SlowDown"})
+	f.Set("UploadPart", servers.S3Fault{Times: servers.Always, After: 1, Status: 403, Code: "AccessDenied"})
+	f.Set("AbortMultipartUpload", servers.S3Fault{Times: servers.Always, Status: 503, Code: "SlowDown"})
 	err := b.Put(t.Context(), "key", bytes.NewReader(data(multi)), nil)
 	ids := uploadIDs(t, s, bucket)
 	if !errors.Is(err, storage.ErrPermission) || len(ids) != 1 || !strings.Contains(err.Error(), "stays as upload "+ids[0]) {
 		t.Fatalf("%v, left: %q", err, ids)
 	}
-	f.set("AbortMultipartUpload", fault{})
+	f.Set("AbortMultipartUpload", servers.S3Fault{})
 	if err := b.Put(t.Context(), "other", strings.NewReader("x"), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -370,19 +210,19 @@ func TestAbortFails(t *testing.T) {
 func TestNothingStaysBehind(t *testing.T) {
 	t.Parallel()
 	s := servers.S3(t, false)
-	f, bucket := startFaulty(t, s), newBucket(t, s, false)
+	f, bucket := servers.StartFaultyS3(t, s), newBucket(t, s, false)
 	b := openBucket(t, f.URL(bucket, chunks...), nil)
 	errBoom := errors.New("boom")
 	fails := &hookReader{func() error { return errBoom }}
 	err := b.Put(t.Context(), "key", io.MultiReader(bytes.NewReader(data(multi)), fails), nil)
-	if !errors.Is(err, errBoom) || f.count("CreateMultipartUpload") != 1 {
+	if !errors.Is(err, errBoom) || f.Count("CreateMultipartUpload") != 1 {
 		t.Errorf("%v", err)
 	}
 	wantState(t, s, bucket, "key", nil)
 
 	for name, op := range map[string]string{"while a chunk is sent": "UploadPart", "while it begins": "CreateMultipartUpload"} {
 		ctx, cancel := context.WithCancel(t.Context())
-		f.set(op, fault{times: 1, status: 503, hook: cancel})
+		f.Set(op, servers.S3Fault{Times: 1, Status: 503, Hook: cancel})
 		if err := b.Put(ctx, "key", bytes.NewReader(data(multi)), nil); !errors.Is(err, context.Canceled) {
 			t.Errorf("cancelled %s: %v", name, err)
 		}
@@ -393,14 +233,14 @@ func TestNothingStaysBehind(t *testing.T) {
 	for _, size := range []int{1000, multi} {
 		op := map[int]string{1000: "PutObject", multi: "CompleteMultipartUpload"}[size]
 		ctx, cancel := context.WithCancel(t.Context())
-		f.set(op, fault{times: 1, lost: true, hook: cancel})
+		f.Set(op, servers.S3Fault{Times: 1, Lost: true, Hook: cancel})
 		if err := b.Put(ctx, "late", bytes.NewReader(data(size)), nil); err != nil {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 		wantState(t, s, bucket, "late", data(size))
 	}
 
-	f.set("CompleteMultipartUpload", fault{times: 1, hook: func() {
+	f.Set("CompleteMultipartUpload", servers.S3Fault{Times: 1, Hook: func() {
 		for _, id := range uploadIDs(t, s, bucket) {
 			if err := b.AbortUpload(t.Context(), storage.Upload{Key: "key", ID: id}); err != nil {
 				t.Error(err)
@@ -448,36 +288,36 @@ func TestReadFaults(t *testing.T) {
 	}
 	for _, test := range []struct {
 		op string
-		fault
+		servers.S3Fault
 		kind error
 		text string
 	}{
-		{"", fault{times: 3, status: 500}, nil, ""},
-		{"", fault{times: 3, status: 503, code: "SlowDown"}, nil, ""},
-		{"", fault{times: 2, lost: true}, nil, ""},
-		{"", fault{times: forever, status: 500}, storage.ErrTemporary, "no success in 700ms of trying"},
-		{"", fault{times: forever, lost: true}, storage.ErrTemporary, "no success in 700ms of trying"},
-		{"", fault{times: forever, status: 403, code: "AccessDenied"}, storage.ErrPermission, "made up (AccessDenied)"},
-		{"", fault{times: forever, status: 403, code: "ExpiredToken"}, storage.ErrPermission, "expired"},
-		{"", fault{times: forever, status: 403, code: "SignatureDoesNotMatch"}, storage.ErrPermission, "secret key"},
-		{"", fault{times: forever, status: 401}, storage.ErrPermission, ""},
-		{"", fault{times: forever, status: 404, code: "NoSuchBucket"}, storage.ErrNotFound, "no such bucket"},
-		{"GetObject", fault{times: forever, cut: 100_000}, storage.ErrTemporary, "read key from s3://" + bucket},
-		{"ListObjectsV2", fault{times: 1, cut: 100}, nil, ""},
-		{"ListObjectsV2", fault{times: forever, cut: 100}, storage.ErrTemporary, "no success"},
+		{"", servers.S3Fault{Times: 3, Status: 500}, nil, ""},
+		{"", servers.S3Fault{Times: 3, Status: 503, Code: "SlowDown"}, nil, ""},
+		{"", servers.S3Fault{Times: 2, Lost: true}, nil, ""},
+		{"", servers.S3Fault{Times: servers.Always, Status: 500}, storage.ErrTemporary, "no success in 700ms of trying"},
+		{"", servers.S3Fault{Times: servers.Always, Lost: true}, storage.ErrTemporary, "no success in 700ms of trying"},
+		{"", servers.S3Fault{Times: servers.Always, Status: 403, Code: "AccessDenied"}, storage.ErrPermission, "made up (AccessDenied)"},
+		{"", servers.S3Fault{Times: servers.Always, Status: 403, Code: "ExpiredToken"}, storage.ErrPermission, "expired"},
+		{"", servers.S3Fault{Times: servers.Always, Status: 403, Code: "SignatureDoesNotMatch"}, storage.ErrPermission, "secret key"},
+		{"", servers.S3Fault{Times: servers.Always, Status: 401}, storage.ErrPermission, ""},
+		{"", servers.S3Fault{Times: servers.Always, Status: 404, Code: "NoSuchBucket"}, storage.ErrNotFound, "no such bucket"},
+		{"GetObject", servers.S3Fault{Times: servers.Always, Cut: 100_000}, storage.ErrTemporary, "read key from s3://" + bucket},
+		{"ListObjectsV2", servers.S3Fault{Times: 1, Cut: 100}, nil, ""},
+		{"ListObjectsV2", servers.S3Fault{Times: servers.Always, Cut: 100}, storage.ErrTemporary, "no success"},
 	} {
 		for op, do := range map[string]func(*Bucket) ([]byte, error){"ListObjectsV2": list, "GetObject": read, "DeleteObject": remove} {
 			if test.op != "" && test.op != op {
 				continue
 			}
-			t.Run(fmt.Sprintf("%s/%d %s lost %v cut %v times %d", op, test.status, test.code, test.lost, test.cut, test.times), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s/%d %s lost %v cut %v times %d", op, test.Status, test.Code, test.Lost, test.Cut, test.Times), func(t *testing.T) {
 				t.Parallel()
-				f := startFaulty(t, s)
+				f := servers.StartFaultyS3(t, s)
 				b := openBucket(t, f.URL(bucket), &storage.Options{Patience: 700 * time.Millisecond, Timeout: 5 * time.Second})
 				if test.kind == nil {
 					b = openBucket(t, f.URL(bucket), nil)
 				}
-				f.set(op, test.fault)
+				f.Set(op, test.S3Fault)
 				got, err := do(b)
 				if test.kind == nil && (err != nil || !bytes.Equal(got, content)) {
 					t.Errorf("%d bytes, %v", len(got), err)

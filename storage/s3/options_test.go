@@ -217,7 +217,7 @@ func allow(t *testing.T, s *servers.S3Server, bucket, user string, onObjects, on
 // A user who may put and list, and no more, can put: what a host that makes backups needs. docs/s3.md has this policy.
 func TestLeastPrivilege(t *testing.T) {
 	s := servers.S3(t, false)
-	f, bucket := startFaulty(t, s), newBucket(t, s, false)
+	f, bucket := servers.StartFaultyS3(t, s), newBucket(t, s, false)
 	s.MakeUser(t, "writerskey", "writerssecret")
 	allow(t, s, bucket, "writerskey", []string{"s3:PutObject", "s3:AbortMultipartUpload"}, []string{"s3:ListBucket"})
 	t.Setenv("AWS_ACCESS_KEY_ID", "writerskey")
@@ -229,14 +229,14 @@ func TestLeastPrivilege(t *testing.T) {
 			for _, lost := range []bool{false, true} {
 				key := fmt.Sprintf("key-%v-%d-%v", ifAbsent, size, lost)
 				if lost {
-					f.set("PutObject", fault{times: 1, lost: true})
-					f.set("CompleteMultipartUpload", fault{times: 1, lost: true})
+					f.Set("PutObject", servers.S3Fault{Times: 1, Lost: true})
+					f.Set("CompleteMultipartUpload", servers.S3Fault{Times: 1, Lost: true})
 				}
 				if err := b.Put(t.Context(), key, bytes.NewReader(data(size)), o); err != nil {
 					t.Errorf("%s: %v", key, err)
 				}
-				f.set("PutObject", fault{})
-				f.set("CompleteMultipartUpload", fault{})
+				f.Set("PutObject", servers.S3Fault{})
+				f.Set("CompleteMultipartUpload", servers.S3Fault{})
 				wantState(t, s, bucket, key, data(size))
 				if err := b.Put(t.Context(), key, bytes.NewReader(data(size)), o); ifAbsent != errors.Is(err, storage.ErrExists) {
 					t.Errorf("%s again: %v", key, err)
@@ -391,15 +391,15 @@ func TestInspect(t *testing.T) {
 func TestHeaders(t *testing.T) {
 	t.Parallel()
 	s := servers.S3(t, false)
-	f := startFaulty(t, s)
+	f := servers.StartFaultyS3(t, s)
 	b := openBucket(t, f.URL(newBucket(t, s, false), append([]string{"storage-class", "STANDARD_IA", "sse", "aws:kms", "sse-kms-key-id", "thekey"}, chunks...)...), nil)
-	f.set("PutObject", fault{times: forever, status: 400, code: "Seen"})
-	f.set("CreateMultipartUpload", fault{times: forever, status: 400, code: "Seen"})
+	f.Set("PutObject", servers.S3Fault{Times: servers.Always, Status: 400, Code: "Seen"})
+	f.Set("CreateMultipartUpload", servers.S3Fault{Times: servers.Always, Status: 400, Code: "Seen"})
 	for op, size := range map[string]int{"PutObject": 1, "CreateMultipartUpload": multi} {
 		if err := b.Put(t.Context(), "key", bytes.NewReader(data(size)), nil); err == nil {
 			t.Fatal(op)
 		}
-		h := f.header(op)
+		h := f.Header(op)
 		for name, want := range map[string]string{"Storage-Class": "STANDARD_IA", "Server-Side-Encryption": "aws:kms", "Server-Side-Encryption-Aws-Kms-Key-Id": "thekey"} {
 			if got := h.Get("X-Amz-" + name); got != want {
 				t.Errorf("%s: %s is %q", op, name, got)
@@ -417,13 +417,13 @@ func TestExpiredCredentials(t *testing.T) {
 		return aws.Credentials{AccessKeyID: servers.S3AccessKey, SecretAccessKey: servers.S3SecretKey}, nil
 	}))}
 	s := servers.S3(t, false)
-	f, bucket := startFaulty(t, s), newBucket(t, s, false)
+	f, bucket := servers.StartFaultyS3(t, s), newBucket(t, s, false)
 	b := openBucket(t, f.URL(bucket), nil)
 	b.credentials = c
 	o := b.client.Options()
 	o.Credentials = c
 	b.client = s3.New(o)
-	f.set("PutObject", fault{times: 1, status: 403, code: "ExpiredToken"})
+	f.Set("PutObject", servers.S3Fault{Times: 1, Status: 403, Code: "ExpiredToken"})
 	if err := b.Put(t.Context(), "key", strings.NewReader("x"), nil); err != nil || asked != 2 {
 		t.Errorf("%v after the credentials were asked for %d times", err, asked)
 	}

@@ -38,6 +38,7 @@ type request struct {
 	b        *Bucket
 	name     string
 	start    time.Time
+	failed   time.Time // for the first time
 	failures int
 	refresh  bool // credentials were asked for anew
 	unsure   bool // an attempt failed in a way that does not tell whether the service did what it was asked to
@@ -52,7 +53,9 @@ func (r *request) apply(o *s3.Options) { o.Retryer = r }
 
 func (r *request) IsErrorRetryable(err error) bool {
 	again := r.temporary(err)
-	r.failures++
+	if r.failures++; r.failures == 1 {
+		r.failed = time.Now()
+	}
 	r.unsure = r.unsure || again || r.ctx.Err() != nil
 	return again && r.ctx.Err() == nil
 }
@@ -70,9 +73,10 @@ func (r *request) temporary(err error) bool {
 	return isTemporary(err)
 }
 
-// RetryDelay waits itself: a call may go on when the caller's context is done, see linger, but not to wait.
+// RetryDelay counts patience from the first failure, so that a large chunk that took long before it failed gets another
+// attempt. It waits itself: a call may go on when the caller's context is done, see linger, but not to wait.
 func (r *request) RetryDelay(_ int, err error) (time.Duration, error) {
-	left := r.b.options.Patience - time.Since(r.start)
+	left := r.b.options.Patience - time.Since(r.failed)
 	if left <= 0 {
 		return 0, &patienceError{r.b.options.Patience, err}
 	}

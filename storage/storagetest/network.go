@@ -2,6 +2,7 @@ package storagetest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,8 +22,9 @@ import (
 
 // Mishap is what happens to one request that goes through a Proxy. The zero value is nothing.
 type Mishap struct {
+	Before  func()      // is called first; may make requests through the proxy itself
 	Status  int         // answer with this, without asking the server
-	Answer  string      // the same, with JSON; for what the server cannot do
+	Answer  string      // the same, with this body, JSON or XML; without Status it is for what the server cannot do
 	Header  http.Header // set these in the server's answer
 	Cut     bool        // close the connection when half of the request's body is there
 	Swallow bool        // let the server do it, then close the connection instead of answering
@@ -57,6 +59,9 @@ func NewProxy(t testing.TB, target string) *Proxy {
 			m = p.next(r)
 		}
 		p.mu.Unlock()
+		if m.Before != nil {
+			m.Before()
+		}
 		switch {
 		case m.Stall:
 			io.Copy(io.Discard, r.Body) // else the server does not see the client go
@@ -68,18 +73,18 @@ func NewProxy(t testing.TB, target string) *Proxy {
 		case m.Cut:
 			io.CopyN(io.Discard, r.Body, r.ContentLength/2)
 			panic(http.ErrAbortHandler)
-		case m.Answer != "":
-			w.Header().Set("Content-Type", "application/json")
-			io.WriteString(w, m.Answer)
-			return
-		case m.Status != 0:
+		case m.Answer != "" || m.Status != 0:
 			io.Copy(io.Discard, r.Body)
-			w.WriteHeader(m.Status)
+			w.Header().Set("Content-Type", "application/json") // S3's client does not look
+			w.WriteHeader(cmp.Or(m.Status, http.StatusOK))
+			io.WriteString(w, m.Answer)
 			return
 		}
 		if m.Flip {
 			body, _ := io.ReadAll(r.Body)
-			body[len(body)/2] ^= 1
+			if len(body) > 0 {
+				body[len(body)/2] ^= 1
+			}
 			r.Body = io.NopCloser(bytes.NewReader(body))
 		}
 		proxy := &httputil.ReverseProxy{
