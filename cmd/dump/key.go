@@ -97,10 +97,11 @@ func writeKey(path string, p crypto.Passphrase) error {
 func runKeyGenerate(_ context.Context, f flags, args []string) error {
 	if f.is("signing") {
 		files := args
-		if len(files) == 0 && f.Changed("key-file") && os.Getenv(variable("key-file")) == "" {
+		if len(files) == 0 {
 			files = f.list("key-file")
 		}
-		if len(files) != 1 {
+		// The variable names the file of another kind of key.
+		if len(files) != 1 || files[0] == os.Getenv(variable("key-file")) {
 			return usage("dump key generate --signing --key-file sign.pem", "--signing needs the name of one file")
 		}
 		s, err := crypto.GenerateSigningKey(files[0])

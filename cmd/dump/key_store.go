@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -130,7 +131,11 @@ func runKeyList(ctx context.Context, f flags, _ []string) error {
 		fmt.Printf("%s, %s: %d backup(s)\n", n.name(), where, len(n.Backups))
 		var rows [][]string
 		for _, b := range n.Backups {
-			rows = append(rows, []string{"  " + b.BackupID, instant(b.StartedAt), age(b.StartedAt), b.Problem})
+			row := []string{"  " + b.BackupID, instant(b.StartedAt), age(b.StartedAt)}
+			if b.Problem != "" {
+				row = append(row, b.Problem)
+			}
+			rows = append(rows, row)
 		}
 		if err := table(os.Stdout, rows); err != nil {
 			return err
@@ -310,7 +315,12 @@ func runKeySheet(ctx context.Context, f flags, args []string) error {
 	p("")
 	p("The backups are in")
 	for _, s := range stores {
-		p("    %s", s)
+		where := s.String()
+		if path, err := filepath.Abs(where); err == nil && isFolder(path) {
+			host, _ := os.Hostname() // without it the path has to do
+			where = path + ", a directory on host " + host
+		}
+		p("    %s", where)
 	}
 	p("")
 	if len(recipients) > 0 {
@@ -349,9 +359,7 @@ func runKeySheet(ctx context.Context, f flags, args []string) error {
 	} else {
 		say("Put the passphrase into a file named key, as its only line.")
 	}
-	for _, s := range stores {
-		say("dump list --store '%s' %s", s, read)
-	}
+	say("dump list --store URL %s, URL being one of the places above", read)
 	say("dump restore --store URL %s --backup-id ID --into \"host=NEWSERVER user=postgres\"", read)
 	p("   or: dump restore --store URL %s --backup-id ID | psql --quiet --dbname postgres", read)
 	p("")
