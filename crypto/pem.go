@@ -144,7 +144,11 @@ func parsePrivate(b *pem.Block, p Passphrase) (any, error) {
 			return nil, ErrPEMPassphrase
 		}
 	case b.Type == "ENCRYPTED PRIVATE KEY":
-		if der, err = decryptPKCS8(der, p); err != nil {
+		e, err := parsePBES2(der)
+		if err != nil {
+			return nil, err
+		}
+		if der, err = e.decrypt(p); err != nil {
 			return nil, err
 		}
 	}
@@ -201,23 +205,30 @@ var (
 	errPKCS8 = errors.New("encrypted in a way that is not known; openssl pkcs8 -topk8 -v2 aes-256-cbc -in FILE -out NEW writes one that is")
 )
 
-// decryptPKCS8 decrypts an EncryptedPrivateKeyInfo: PBES2 with PBKDF2 and AES in
-// CBC mode, what "openssl pkcs8" and "openssl genpkey -aes256" write.
-func decryptPKCS8(der []byte, p Passphrase) ([]byte, error) {
+// pbes2 is what it takes to decrypt an EncryptedPrivateKeyInfo.
+type pbes2 struct {
+	salt, iv, data   []byte
+	iterations, size int
+	prf              func() hash.Hash
+}
+
+// parsePBES2 reads an EncryptedPrivateKeyInfo: PBES2 with PBKDF2 and AES in CBC
+// mode, what "openssl pkcs8" and "openssl genpkey -aes256" write.
+func parsePBES2(der []byte) (*pbes2, error) {
 	var info encryptedPrivateKeyInfo
 	if rest, err := asn1.Unmarshal(der, &info); err != nil || len(rest) > 0 {
 		return nil, errPKCS8
 	}
 	kdf, enc := info.Algorithm.Params.KDF, info.Algorithm.Params.Cipher
-	var params pbkdf2Params
-	var iv []byte
 	size, known := aesSizes[enc.Algorithm.String()]
 	if !known || info.Algorithm.ID.String() != oidPBES2 || kdf.Algorithm.String() != oidPBKDF2 {
 		return nil, errPKCS8
 	}
+	var params pbkdf2Params
 	if rest, err := asn1.Unmarshal(kdf.Parameters.FullBytes, &params); err != nil || len(rest) > 0 {
 		return nil, errPKCS8
 	}
+	var iv []byte
 	if rest, err := asn1.Unmarshal(enc.Parameters.FullBytes, &iv); err != nil || len(rest) > 0 {
 		return nil, errPKCS8
 	}
@@ -230,7 +241,11 @@ func decryptPKCS8(der []byte, p Passphrase) ([]byte, error) {
 	case len(info.Data) == 0 || len(info.Data)%aes.BlockSize != 0:
 		return nil, errors.New("cut short")
 	}
-	key, err := pbkdf2.Key(prf, string(p.secret()), params.Salt, params.Iterations, size)
+	return &pbes2{params.Salt, iv, info.Data, params.Iterations, size, prf}, nil
+}
+
+func (e *pbes2) decrypt(p Passphrase) ([]byte, error) {
+	key, err := pbkdf2.Key(e.prf, string(p.secret()), e.salt, e.iterations, e.size)
 	if err != nil {
 		return nil, err
 	}
@@ -238,8 +253,8 @@ func decryptPKCS8(der []byte, p Passphrase) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	plain := make([]byte, len(info.Data))
-	cipher.NewCBCDecrypter(block, iv).CryptBlocks(plain, info.Data)
+	plain := make([]byte, len(e.data))
+	cipher.NewCBCDecrypter(block, e.iv).CryptBlocks(plain, e.data)
 	if plain, err = Unpad(plain); err != nil {
 		return nil, ErrPEMPassphrase
 	}

@@ -105,13 +105,19 @@ func (o *RekeyOptions) find(ctx context.Context, b *archive.Backup) (*archive.Ba
 
 // encrypt makes the new backup.
 func (o *RekeyOptions) encrypt(ctx context.Context, b *archive.Backup, progress Progress) (*archive.Backup, error) {
-	old := b.Metadata
+	old, log := b.Metadata, o.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	toc, err := b.TOC(ctx)
-	if err != nil {
+	var damage *archive.DamageError
+	if errors.As(err, &damage) {
+		log.Warn("the index is lost, and is made again without the settings in it", "err", err)
+	} else if err != nil {
 		return nil, err
 	}
 	settings := o.Archive
-	settings.GUID, settings.Logger = b.ID.GUID, o.Logger
+	settings.GUID, settings.Logger = b.ID.GUID, log
 	settings.TriggeredAt = b.ID.Time().Add(time.Millisecond)
 	settings.AllowPartial = old.Source.Kind == archive.KindPartial
 	settings.Progress = nil // reading tells
