@@ -15,8 +15,12 @@ import (
 	"sync"
 )
 
-// MinRSA is the size in bits of the smallest RSA key that backups are sealed to.
-const MinRSA = 2048
+// MinRSA and MaxRSA are the sizes in bits of the smallest and the largest RSA key that
+// backups are sealed to.
+const (
+	MinRSA = 2048
+	MaxRSA = 16384
+)
 
 // Recipient is a public key that backups are sealed to.
 type Recipient struct {
@@ -36,8 +40,8 @@ func ReadRecipient(path string) (*Recipient, error) {
 	if !ok {
 		return nil, fmt.Errorf("%s: backups are sealed to RSA keys, this is another kind", path)
 	}
-	if n := key.N.BitLen(); n < MinRSA {
-		return nil, fmt.Errorf("%s: an RSA key of %d bits; backups are sealed to keys of %d or more", path, n, MinRSA)
+	if n := key.N.BitLen(); n < MinRSA || n > MaxRSA {
+		return nil, fmt.Errorf("%s: an RSA key of %d bits; backups are sealed to keys of %d to %d", path, n, MinRSA, MaxRSA)
 	}
 	id, err := fingerprint(key)
 	if err != nil {

@@ -23,7 +23,7 @@ const Version = 1
 // Bounds that a reader keeps for metadata which it cannot trust yet.
 const (
 	maxMetadata = 64 << 20
-	maxSealed   = 2048 // bytes: RSA keys of 16,384 bits
+	maxSealed   = crypto.MaxRSA / 8 // bytes
 	// MaxRecipients is how many a backup may be sealed to.
 	MaxRecipients = 100
 	// maxParts keeps the metadata of the largest backup well within maxMetadata.
@@ -254,10 +254,7 @@ func parseMetadata(id ID, b []byte, keys crypto.Keyring) (*Metadata, *crypto.Key
 		return nil, nil, &DamageError{Object: object, Reason: "inconsistent", Err: err}
 	}
 	salt, _ := hex.DecodeString(m.Encryption.Salt) // checked
-	wrong := &WrongKeyError{Object: id.String(), Needed: m.Encryption.KeyID, Recipients: m.Encryption.RecipientIDs()}
-	for _, k := range keys {
-		wrong.Given = append(wrong.Given, k.ID())
-	}
+	given := keys
 	if m.Encryption.Sealed() {
 		if keys, err = m.Encryption.unseal(keys); err != nil {
 			return nil, nil, &DamageError{Object: object, Reason: "inconsistent", Err: err}
@@ -275,6 +272,10 @@ func parseMetadata(id ID, b []byte, keys crypto.Keyring) (*Metadata, *crypto.Key
 	}
 	if k := keys.Find(m.Encryption.KeyID); k != nil {
 		return nil, nil, damaged(object, "changed since it was written: its MAC is wrong")
+	}
+	wrong := &WrongKeyError{Object: id.String(), Needed: m.Encryption.KeyID, Recipients: m.Encryption.RecipientIDs()}
+	for _, k := range given {
+		wrong.Given = append(wrong.Given, k.ID())
 	}
 	return m, nil, wrong
 }
