@@ -319,6 +319,7 @@ func RotateKeyFile(path string, old *Key) (retired string, err error) {
 		}
 	}
 	next := target + ".new"
+	os.Remove(next) // of a rotation that was cut off; it has encrypted nothing
 	if err := put(next, Generate()); err != nil {
 		return "", err
 	}

@@ -286,6 +286,9 @@ func TestRotateKeyFile(t *testing.T) {
 		t.Fatal("the failure changed the key")
 	}
 	os.Remove(retired)
+	if err := os.WriteFile(filepath.Join(dir, "real.new"), []byte("left behind\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := WriteKeyFile(retired, old.Passphrase()); err != nil {
 		t.Fatal(err)
 	}

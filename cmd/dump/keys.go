@@ -54,7 +54,8 @@ func (f flags) keyring(ctx context.Context) (crypto.Keyring, error) {
 		for _, path := range retired {
 			old, err := crypto.ReadKeyFile(path)
 			if err != nil {
-				return nil, &statusError{fmt.Errorf("retired key: %w", err), "", statusKey}
+				say("warning: retired key: %v", err) // it may not be the one that is needed
+				continue
 			}
 			ring = append(ring, old)
 		}

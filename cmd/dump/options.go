@@ -74,7 +74,7 @@ var options = []option{
 	{"backup-id", text, "", "ID", "backup ID, a unique beginning of one, or latest", "show fetch restore verify copy delete rekey key-recipients"},
 	{"contents", toggle, "false", "", "print databases and tables, with rows and sizes; needs the key", "show"},
 	{"at", text, "", "TIME", "the newest backup that started at or before this time, as 2026-01-31T03:00:00Z; UTC without a zone", "show fetch restore verify"},
-	{"allow-unauthenticated", toggle, "false", "", "read a backup that nothing vouches for, made by another program", "fetch restore verify"},
+	{"allow-unauthenticated", toggle, "false", "", "read a backup that nothing vouches for: made by another program, or not signed by a trusted signer", "fetch restore verify"},
 	{"database", list, "", "NAME", "only this database, with the roles; several", "restore"},
 	{"exclude-database", list, "", "NAME", "all but this database; several", "restore"},
 	{"rename", list, "", "OLD=NEW", "give a database another name; several", "restore"},
