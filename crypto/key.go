@@ -107,6 +107,10 @@ type Key struct {
 
 	pass   Passphrase
 	master func() []byte
+
+	// Of the private key of a recipient, which has no passphrase; see ReadIdentity.
+	recipient string
+	unseal    func(sealed []byte) ([]byte, error)
 }
 
 // NewKey returns the key of p.
@@ -129,7 +133,13 @@ func (k Key) Format(f fmt.State, _ rune) { io.WriteString(f, "key from "+k.Sourc
 func (k *Key) Passphrase() Passphrase { return k.pass }
 
 // ID returns the key ID: 16 hex digits that name the key and do not betray it.
-func (k *Key) ID() string { return hex.EncodeToString(k.derive(nil, "key id"))[:16] }
+// Of a recipient's private key they are the first of its RecipientID.
+func (k *Key) ID() string {
+	if k.recipient != "" {
+		return k.recipient[:16]
+	}
+	return hex.EncodeToString(k.derive(nil, "key id"))[:16]
+}
 
 // MetadataMAC returns HMAC-SHA256 under the key that vouches for the metadata
 // of the stream with that salt.
@@ -148,9 +158,9 @@ func (k *Key) derive(salt []byte, info string) []byte {
 // Keyring is the keys that are at hand for reading.
 type Keyring []*Key
 
-// Find returns the key with that ID, or nil.
+// Find returns the passphrase with that key ID, or nil.
 func (r Keyring) Find(id string) *Key {
-	for _, k := range r {
+	for _, k := range r.Passphrases() {
 		if k.ID() == id {
 			return k
 		}
@@ -235,13 +245,18 @@ func Generate() Passphrase {
 // WriteKeyFile writes p and a newline to a new file of mode 0600, in a folder
 // that is made with mode 0700 where it is missing. An existing file is an error
 // that matches os.ErrExist and stays as it is.
-func WriteKeyFile(path string, p Passphrase) (err error) {
+func WriteKeyFile(path string, p Passphrase) error {
+	return writeNew(path, append(bytes.Clone(p.secret()), '\n'), 0o600)
+}
+
+// writeNew writes a new file as WriteKeyFile says.
+func writeNew(path string, content []byte, mode os.FileMode) (err error) {
 	if dir := filepath.Dir(path); dir != "." {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return err
 	}
@@ -251,7 +266,7 @@ func WriteKeyFile(path string, p Passphrase) (err error) {
 			os.Remove(path) // ours: O_EXCL made it
 		}
 	}()
-	if _, err := f.Write(append(bytes.Clone(p.secret()), '\n')); err != nil {
+	if _, err := f.Write(content); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
@@ -269,6 +284,54 @@ func WriteKeyFile(path string, p Passphrase) (err error) {
 		}
 	}
 	return nil
+}
+
+// RotateKeyFile puts a new passphrase into a key file that exists, in one step and with its
+// owner and mode, after writing the old one to path.<key ID>, whose name it returns. On failure path is as it was.
+func RotateKeyFile(path string, old *Key) (retired string, err error) {
+	// A link stays one, and both files lie where the file is.
+	target, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", err
+	}
+	info, err := os.Stat(target)
+	if err != nil {
+		return "", err
+	}
+	retired = path + "." + old.ID()
+	put := func(path string, p Passphrase) error {
+		if err := WriteKeyFile(path, p); err != nil {
+			return err
+		}
+		err := keepOwner(path, info)
+		if err == nil {
+			err = os.Chmod(path, info.Mode().Perm())
+		}
+		if err != nil {
+			os.Remove(path)
+		}
+		return err
+	}
+	if err := put(retired, old.pass); err != nil {
+		there, readErr := ReadKeyFile(retired) // of a rotation that was cut off
+		if !errors.Is(err, os.ErrExist) || readErr != nil || !bytes.Equal(there.pass.secret(), old.pass.secret()) {
+			return "", err
+		}
+	}
+	next := target + ".new"
+	os.Remove(next) // of a rotation that was cut off; it has encrypted nothing
+	if err := put(next, Generate()); err != nil {
+		return "", err
+	}
+	if err := os.Rename(next, target); err != nil {
+		os.Remove(next)
+		return "", err
+	}
+	if d, err := os.Open(filepath.Dir(target)); err == nil {
+		d.Sync()
+		d.Close()
+	}
+	return retired, nil
 }
 
 // WithoutSecrets returns env without the variables whose names begin with

@@ -74,6 +74,7 @@ func TestPassphraseNeverPrints(t *testing.T) {
 		"struct with key":     struct{ K *Key }{k},
 		"struct with a key":   struct{ K Key }{*k},
 		"options and the key": []any{Options{Derivation: MD5}, k, *k},
+		"sealed key":          k.AsSealed(),
 		"error":               fmt.Errorf("it failed with %v, %s, %q, %x: %w", p, p, p, p, errors.New("reason")),
 		"error of a key":      fmt.Errorf("%v %+v", k, *k),
 	}

@@ -74,8 +74,8 @@ type CreateOptions struct {
 	GUID string
 	// Name is a label for the backup.
 	Name string
-	// Key is called once for the key to encrypt with. first tells that the stores
-	// are known to hold nothing of the GUID.
+	// Key is called once for the key to encrypt with, unless Archive has Recipients.
+	// first tells that the stores are known to hold nothing of the GUID.
 	Key func(ctx context.Context, guid string, first bool) (*crypto.Key, error)
 	// Archive is how the backup is made; GUID, Key and Progress are set by Create.
 	Archive archive.WriterOptions
@@ -169,9 +169,12 @@ func Create(ctx context.Context, o *CreateOptions) (*CreateReport, error) {
 	}
 
 	previous, first := o.previous(ctx, guid, log)
-	key, err := o.Key(ctx, guid, first)
-	if err != nil {
-		return nil, err
+	var key *crypto.Key
+	if len(o.Archive.Recipients) == 0 {
+		var err error
+		if key, err = o.Key(ctx, guid, first); err != nil {
+			return nil, err
+		}
 	}
 
 	settings := o.Archive
@@ -495,7 +498,7 @@ var Levels = []Level{LevelMetadata, LevelDigest, LevelDecode}
 // VerifyReport tells what was found.
 type VerifyReport struct {
 	Level         Level
-	Authenticated bool    // the metadata's MAC was checked
+	Authenticated bool    // the metadata's MAC was checked, or a trusted signer's signature
 	Damage        []error // each names its object; empty where all is well
 	PlainBytes    int64   // decoded
 }
@@ -504,7 +507,7 @@ type VerifyReport struct {
 // could not be made, such as a missing key.
 func Verify(ctx context.Context, b *archive.Backup, level Level, o archive.ReadOptions, p Progress) (*VerifyReport, error) {
 	p = orSilent(p)
-	r := &VerifyReport{Level: level, Authenticated: b.Authenticated}
+	r := &VerifyReport{Level: level, Authenticated: b.Vouched()}
 	var damage *archive.DamageError
 	switch b.Status {
 	case archive.Damaged:
@@ -517,7 +520,7 @@ func Verify(ctx context.Context, b *archive.Backup, level Level, o archive.ReadO
 			return nil, b.Problem
 		}
 	}
-	if len(b.Keys()) > 0 || level == LevelDecode {
+	if b.Checked() && !b.Vouched() || level == LevelDecode {
 		// With a key at hand that does not fit, "not checked" would be too little.
 		if err := b.Usable(o.AllowUnauthenticated); errors.As(err, &damage) {
 			r.Damage = append(r.Damage, err)

@@ -105,7 +105,7 @@ type Decision struct {
 
 // PlanPrune decides which backups are removed: complete ones that no rule keeps, and incomplete ones whose newest
 // object is older than the grace. It never removes foreign, damaged and unreadable ones, nor partial ones, which no
-// rule counts. Where backups were looked at with keys, those whose metadata are not authenticated are neither counted
+// rule counts. Where backups were looked at with keys or signers, those whose metadata are not authenticated are neither counted
 // nor removed: whoever can write to a store must not push good backups out of it. now should be the clock of
 // the store. It changes nothing.
 func PlanPrune(bs []*archive.Backup, p Policy, now time.Time) Plan {
@@ -124,8 +124,8 @@ func PlanPrune(bs []*archive.Backup, p Policy, now time.Time) Plan {
 			d.Reasons = []string{string(b.Status)}
 		case p.IncompleteOnly:
 			d.Reasons = []string{"complete"}
-		case !b.Authenticated && len(b.Keys()) > 0:
-			d.Reasons = []string{"not authenticated: needs key " + b.Metadata.Encryption.KeyID}
+		case !b.Vouched() && b.Checked():
+			d.Reasons = []string{notAuthenticated(b)}
 		case b.Metadata.Source.Kind == archive.KindPartial:
 			d.Reasons = []string{"partial"}
 		default:
@@ -139,6 +139,19 @@ func PlanPrune(bs []*archive.Backup, p Policy, now time.Time) Plan {
 		p.decide(ds, now)
 	}
 	return plan
+}
+
+// notAuthenticated says why a backup is neither counted nor removed.
+func notAuthenticated(b *archive.Backup) string {
+	var unsigned *archive.UnsignedError
+	switch e := &b.Metadata.Encryption; {
+	case errors.As(b.Problem, &unsigned):
+		return "not authenticated: " + unsigned.Reason
+	case e.Sealed():
+		return "not authenticated: sealed, needs the private key of a recipient"
+	default:
+		return "not authenticated: needs key " + e.KeyID
+	}
 }
 
 // decide applies the rules to the counted backups of a cluster, newest first.

@@ -83,9 +83,9 @@ func runCopy(ctx context.Context, f flags, args []string) error {
 			if ctx.Err() != nil {
 				return &statusError{err, goesOn, statusFailed}
 			}
-			c := copied{b.ID.String(), dst.String(), "copied", b.Authenticated, r.Copied, r.Bytes, ""}
+			c := copied{b.ID.String(), dst.String(), "copied", b.Vouched(), r.Copied, r.Bytes, ""}
 			doubt := ""
-			if !b.Authenticated {
+			if !b.Vouched() {
 				doubt = ", not authenticated"
 			}
 			switch {
@@ -151,7 +151,11 @@ func (f flags) toCopy(ctx context.Context, sources []storage.Bucket, args []stri
 	}
 	var out []*archive.Backup
 	for _, s := range sources {
-		for b, err := range archive.OpenCatalog(s, keys, newLogger(f.is("verbose"))).Backups(ctx, f.text("guid")) {
+		catalog, err := f.catalog(s, keys)
+		if err != nil {
+			return nil, err
+		}
+		for b, err := range catalog.Backups(ctx, f.text("guid")) {
 			if err != nil {
 				return nil, err
 			}

@@ -22,6 +22,10 @@ func newCreate() *cobra.Command {
 backup exists only once pg_dumpall has succeeded, its output was complete and every
 part is stored; otherwise what was written is removed again.
 
+With --recipient the backup gets a random key of its own, sealed to RSA public keys: this
+host then holds nothing that reads what it made. As anyone who has the public key could
+have made it, give --sign-key too; without it the backup counts as not authenticated.
+
 Options after -- go to pg_dumpall. Those that leave something out, as --globals-only
 or --exclude-database, make the backup a partial one.`,
 		func(cmd *cobra.Command, args []string) error {
@@ -76,6 +80,14 @@ func runCreate(ctx context.Context, f flags, args []string) error {
 	if err != nil {
 		return err
 	}
+	recipients, err := f.recipients()
+	if err != nil {
+		return err
+	}
+	sign, err := f.signKey(ctx)
+	if err != nil {
+		return err
+	}
 	stores, err := f.stores(ctx)
 	if err != nil {
 		return err
@@ -99,7 +111,7 @@ func runCreate(ctx context.Context, f flags, args []string) error {
 		},
 		Archive: archive.WriterOptions{
 			Derivation: *derivation, Level: f.number("level"), PartSize: partSize, Jobs: f.jobs(),
-			AllowPartial: f.is("allow-partial"), StallTimeout: stall,
+			AllowPartial: f.is("allow-partial"), StallTimeout: stall, Recipients: recipients, Sign: sign,
 		},
 		Tool:     tool(),
 		Nice:     f.number("nice"),

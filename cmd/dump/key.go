@@ -23,7 +23,11 @@ backups: whoever has it reads them, and without it nobody does.`,
 	key.AddCommand(
 		keyCommand("generate [--key-file FILE]", "make a new key of 32 letters and digits",
 			`generate writes a random key to the file, mode 0600, by default to this user's own key
-file, and never over an existing one.`, runKeyGenerate),
+file, and never over an existing one.
+
+With --signing it makes an Ed25519 key to sign backups with instead, as a PEM file: FILE is
+for the host that makes backups (--sign-key), FILE.pub for those that read them
+(--trusted-signer). It encrypts nothing.`, runKeyGenerate),
 		keyCommand("set [--key-file FILE]", "write a passphrase from a pipe or prompt to a key file",
 			`set reads a passphrase, from standard input where that is a pipe and at the terminal
 otherwise, and writes it to the file, mode 0600, by default to this user's own key file,
@@ -33,19 +37,36 @@ and never over an existing one.`, runKeySet),
 comes from. The ID tells nothing of the key.`, runKeyID),
 		keyCommand("show [flags]", "print the key itself",
 			`show prints the passphrase on standard output.`, runKeyShow),
+		keyCommand("list [flags]", "show which backups of a store need which key",
+			`list shows, for each key that backups of the store need, where it is on this host or that
+it is missing here, and the backups. It goes by what the metadata say.`, runKeyList),
+		keyCommand("rotate [--key-file FILE] [flags]", "make a new key for new backups",
+			`rotate makes a new key in the place of the old one, by default in the key file that create
+uses, and moves the old one beside it, to FILE.<key ID>, where reading finds it. With
+--store it lists which backups still need the old key; "dump rekey" encrypts them anew.
+What is rotated after a theft must be encrypted anew, and copies of the old backups deleted.`, runKeyRotate),
+		keyCommand("recipients [--recipient FILE.pem | [--backup-id] ID] [flags]", "show who can read a sealed backup",
+			`recipients prints the IDs of those whom a backup is sealed to, the latest where none is
+named, with the file of --identity that is theirs; or, with --recipient, the IDs of public
+keys and certificates. An ID is the SHA-256 of the public key.`, runKeyRecipients),
+		keyCommand("sheet [flags]", "print a recovery sheet for the safe",
+			`sheet prints what a stranger needs on the bad day: the ID of the key, where the backups are,
+and the steps. The key itself is on it only with --with-key, and the sheet says so. With
+--recipient it is a sheet for sealed backups.`, runKeySheet),
 	)
 	return key
 }
 
 func keyCommand(use, short, long string, run func(ctx context.Context, f flags, args []string) error) *cobra.Command {
-	cmd := command("key "+use, short, long, atMostOneFile, run) // with the options of key
+	cmd := command("key "+use, short, long, atMostOneArgument, run) // with the options of key
 	cmd.Use = use
+	addOptions(cmd, "key-"+cmd.Name())
 	return cmd
 }
 
-func atMostOneFile(_ *cobra.Command, args []string) error {
+func atMostOneArgument(_ *cobra.Command, args []string) error {
 	if len(args) > 1 {
-		return fmt.Errorf("one key file at most, %d arguments were given", len(args))
+		return fmt.Errorf("one argument at most, %d arguments were given", len(args))
 	}
 	return nil
 }
@@ -74,6 +95,23 @@ func writeKey(path string, p crypto.Passphrase) error {
 }
 
 func runKeyGenerate(_ context.Context, f flags, args []string) error {
+	if f.is("signing") {
+		files := args
+		if len(files) == 0 {
+			files = f.list("key-file")
+		}
+		// The variable names the file of another kind of key.
+		if len(files) != 1 || files[0] == os.Getenv(variable("key-file")) {
+			return usage("dump key generate --signing --key-file sign.pem", "--signing needs the name of one file")
+		}
+		s, err := crypto.GenerateSigningKey(files[0])
+		if err != nil {
+			return err
+		}
+		say("new signing key %s in %s, its public key in %s.pub", s.ID, files[0], files[0])
+		say("hint: make backups with --sign-key %s; read them with --trusted-signer and a copy of %s.pub", files[0], files[0])
+		return nil
+	}
 	path, err := newKeyFile(f, args)
 	if err != nil {
 		return err

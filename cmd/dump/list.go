@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -35,6 +36,8 @@ type listed struct {
 	Store         string            `json:"store"`
 	Status        archive.Status    `json:"status"`
 	Authenticated bool              `json:"authenticated"`
+	Signed        bool              `json:"signed"`           // whether there is a signature, right or not
+	Signer        string            `json:"signer,omitempty"` // ID of the trusted one whose signature is right
 	Problem       string            `json:"problem,omitempty"`
 	StartedAt     time.Time         `json:"started_at"`
 	Bytes         int64             `json:"bytes"` // of all objects
@@ -50,7 +53,11 @@ func asListed(b *archive.Backup) listed {
 	if b.Problem != nil {
 		l.Problem = b.Problem.Error()
 	}
-	if !b.Authenticated && l.Metadata != nil {
+	l.Signed = b.HasSignature()
+	if b.Signer != nil {
+		l.Signer = b.Signer.ID
+	}
+	if !b.Vouched() && l.Metadata != nil {
 		// Commands from nobody knows whom are not handed on.
 		m := *l.Metadata
 		m.Recover = ""
@@ -61,7 +68,14 @@ func asListed(b *archive.Backup) listed {
 
 // state says in a few words how good a backup is.
 func state(b *archive.Backup, keys crypto.Keyring) string {
+	var unsigned *archive.UnsignedError
 	switch {
+	case errors.As(b.Problem, &unsigned):
+		return "complete, NOT AUTHENTICATED: " + unsigned.Reason
+	case b.Authenticated && b.Signer != nil:
+		return "complete, signed"
+	case b.Signer != nil:
+		return "complete, signed; needs " + needs(b)
 	case b.Status == archive.Foreign:
 		return "foreign, completeness unknown"
 	case b.Status == archive.Damaged:
@@ -71,7 +85,20 @@ func state(b *archive.Backup, keys crypto.Keyring) string {
 	case len(keys) == 0:
 		return "complete, not checked: no key"
 	}
-	return "complete, not checked: needs key " + b.Metadata.Encryption.KeyID
+	return "complete, not checked: needs " + needs(b)
+}
+
+// needs says what it takes to read a backup.
+func needs(b *archive.Backup) string {
+	e := &b.Metadata.Encryption
+	if !e.Sealed() {
+		return "key " + e.KeyID
+	}
+	var ids []string
+	for _, id := range e.RecipientIDs() {
+		ids = append(ids, id[:16])
+	}
+	return "the private key of recipient " + strings.Join(ids, " or ")
 }
 
 func runList(ctx context.Context, f flags, _ []string) error {
@@ -83,13 +110,16 @@ func runList(ctx context.Context, f flags, _ []string) error {
 	if err != nil {
 		return err
 	}
-	log := newLogger(f.is("verbose"))
 	all := []listed{}
 	var failed error // the first store's that could not be listed
 	for _, s := range stores {
 		byGUID := make(map[string][][]string)
 		var guids []string
-		for b, err := range archive.OpenCatalog(s, keys, log).Backups(ctx, f.text("guid")) {
+		catalog, err := f.catalog(s, keys)
+		if err != nil {
+			return err
+		}
+		for b, err := range catalog.Backups(ctx, f.text("guid")) {
 			var none *archive.NotFoundError
 			if errors.As(err, &none) && !none.Ambiguous {
 				break // nothing of that GUID here

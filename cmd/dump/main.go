@@ -111,6 +111,7 @@ func explain(err error) (hint string, status int) {
 		notFound *archive.NotFoundError
 		noName   *script.NameError
 		wrongKey *archive.WrongKeyError
+		unsigned *archive.UnsignedError
 		damage   *archive.DamageError
 	)
 	if errors.As(err, &hinter) {
@@ -133,6 +134,10 @@ func explain(err error) (hint string, status int) {
 		return "there are: " + joinWords(notFound.Choice), statusNotFound
 	case errors.As(err, &noName):
 		return "dump show --contents lists what the backup holds", statusNotFound
+	case errors.As(err, &unsigned):
+		return "name its maker's public key with --trusted-signer; --allow-unauthenticated reads it by its ID all the same", statusDamaged
+	case errors.As(err, &wrongKey) && len(wrongKey.Recipients) > 0:
+		return "give the private key with --identity FILE.pem; openssl pkey -in FILE.pem -pubout -outform DER | sha256sum prints its ID", statusKey
 	case errors.As(err, &wrongKey) && wrongKey.Needed == "":
 		return "is it the key of this backup? --kdf and --iter name a derivation other than md5, sha256 and pbkdf2 with 10000 rounds", statusKey
 	case errors.As(err, &wrongKey):

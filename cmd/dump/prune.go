@@ -90,7 +90,11 @@ func runPrune(ctx context.Context, f flags, _ []string) error {
 	var failed error // the first store's that could not be looked at
 	removed, failures := 0, 0
 	for _, s := range stores {
-		p, err := dump.PreparePrune(ctx, archive.OpenCatalog(s, keys, log), s, &dump.PruneOptions{
+		catalog, err := f.catalog(s, keys)
+		if err != nil {
+			return err
+		}
+		p, err := dump.PreparePrune(ctx, catalog, s, &dump.PruneOptions{
 			Policy: policy, GUID: f.text("guid"), DryRun: f.is("dry-run"), Logger: log,
 		})
 		var none *archive.NotFoundError

@@ -43,7 +43,7 @@ authenticated; 129 hangup; 130 interrupted; 143 terminated.`,
 	})
 	root.PersistentFlags().BoolP("help", "h", false, "show this help")
 	root.AddCommand(
-		newCreate(), newList(), newShow(), newFetch(), newRestore(), newVerify(), newCopy(), newDelete(), newPrune(), newCheck(), newKey(), newVersion(),
+		newCreate(), newList(), newShow(), newFetch(), newRestore(), newVerify(), newCopy(), newDelete(), newPrune(), newCheck(), newRekey(), newKey(), newVersion(),
 	)
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
@@ -160,7 +160,11 @@ func (f flags) findIn(ctx context.Context, stores []storage.Bucket, args []strin
 	log := newLogger(f.is("verbose"))
 	var first error
 	for _, s := range stores {
-		b, err := archive.OpenCatalog(s, keys, log).Find(ctx, ref)
+		c, err := f.catalog(s, keys)
+		if err != nil {
+			return nil, err
+		}
+		b, err := c.Find(ctx, ref)
 		if err == nil {
 			return b, nil
 		}
@@ -173,6 +177,17 @@ func (f flags) findIn(ctx context.Context, stores []storage.Bucket, args []strin
 		}
 	}
 	return nil, first
+}
+
+// catalog opens the catalog of a store, for which --trusted-signer names whom to trust.
+func (f flags) catalog(s storage.Bucket, keys crypto.Keyring) (*archive.Catalog, error) {
+	signers, err := f.signers()
+	if err != nil {
+		return nil, err
+	}
+	c := archive.OpenCatalog(s, keys, newLogger(f.is("verbose")))
+	c.Trust(signers)
+	return c, nil
 }
 
 // jobs returns how many processors to use.

@@ -79,6 +79,14 @@ func runShow(ctx context.Context, f flags, args []string) error {
 		d := m.Encryption.Derivation()
 		row("encryption", fmt.Sprintf("%s, key by %s", m.Encryption.Cipher, d))
 		row("key", m.Encryption.KeyID)
+		for _, id := range m.Encryption.RecipientIDs() {
+			row("sealed to", id)
+		}
+		if b.Signer != nil {
+			row("signed by", b.Signer.ID+", "+b.Signer.Source)
+		} else if b.HasSignature() {
+			row("signed by", "nobody who is trusted here")
+		}
 	}
 	row("parts", strconv.Itoa(len(b.Parts)))
 	if err := table(os.Stdout, rows); err != nil {
@@ -98,7 +106,7 @@ func runShow(ctx context.Context, f flags, args []string) error {
 	if err := table(os.Stdout, objects); err != nil {
 		return err
 	}
-	if b.Authenticated {
+	if b.Vouched() {
 		fmt.Println("recovery without this program:")
 		for line := range strings.Lines(m.Recover) {
 			fmt.Print("  " + line)

@@ -33,9 +33,10 @@ const (
 
 // Catalog is what a bucket holds.
 type Catalog struct {
-	bucket storage.Bucket
-	keys   crypto.Keyring
-	log    *slog.Logger
+	bucket  storage.Bucket
+	keys    crypto.Keyring
+	trusted []*crypto.Signer
+	log     *slog.Logger
 }
 
 // OpenCatalog returns the catalog of a bucket. keys may be empty; then nothing
@@ -44,8 +45,13 @@ func OpenCatalog(b storage.Bucket, keys crypto.Keyring, log *slog.Logger) *Catal
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Catalog{b, keys, log}
+	return &Catalog{bucket: b, keys: keys, log: log}
 }
+
+// Trust names the signers of backups. Once there are any, only what one of them
+// has signed is authenticated. Without, that holds for sealed backups, which anyone could
+// have made, and which then are not authenticated at all.
+func (c *Catalog) Trust(signers []*crypto.Signer) { c.trusted = signers }
 
 // Backup is one backup in a bucket.
 type Backup struct {
@@ -53,10 +59,13 @@ type Backup struct {
 	Status Status
 	// Metadata as stored; nil unless Status is Complete.
 	Metadata *Metadata
-	// Authenticated: the MAC of the metadata was checked with one of the keys.
+	// Authenticated: the MAC of the metadata was checked with one of the keys, and the
+	// signature where one is asked for; see [Catalog.Trust].
 	Authenticated bool
+	// Signer is the trusted one who signed the metadata; nil where there is none.
+	Signer *crypto.Signer
 	// Problem is why the backup is not authenticated or not usable: a
-	// *WrongKeyError, a *DamageError, or why the metadata could not be read.
+	// *WrongKeyError, an *UnsignedError, a *DamageError, or why the metadata could not be read.
 	Problem error
 	// Parts of the stored stream in order: from the metadata, or as found.
 	Parts []Part
@@ -69,8 +78,9 @@ type Backup struct {
 	Verified time.Time
 
 	bucket  storage.Bucket
-	key     *crypto.Key // that made it, where authenticated
+	key     *crypto.Key // that made it, where the MAC was right
 	keys    crypto.Keyring
+	trusted []*crypto.Signer
 	objects map[string]storage.Object
 	log     *slog.Logger
 
@@ -82,6 +92,16 @@ func (b *Backup) Bucket() storage.Bucket { return b.bucket }
 
 // Keys returns the keys that are at hand for reading it.
 func (b *Backup) Keys() crypto.Keyring { return b.keys }
+
+// Vouched tells whether anything vouches for the metadata: Authenticated, or, where the key is
+// not at hand, the signature of a trusted signer. The content may be out of reach.
+func (b *Backup) Vouched() bool { return b.Authenticated || b.Signer != nil }
+
+// Checked tells whether there was anything to check the metadata with.
+func (b *Backup) Checked() bool { return len(b.keys) > 0 || len(b.trusted) > 0 }
+
+// HasSignature tells whether there is a signature, right or not.
+func (b *Backup) HasSignature() bool { return b.has(signatureSuffix) }
 
 // StartedAt returns when the dump began, as well as it is known.
 func (b *Backup) StartedAt() time.Time {
@@ -105,7 +125,7 @@ func (c *Catalog) scan(ctx context.Context, prefix string) ([]*Backup, error) {
 		}
 		b := found[id]
 		if b == nil {
-			b = &Backup{ID: id, bucket: c.bucket, keys: c.keys, objects: make(map[string]storage.Object), log: c.log}
+			b = &Backup{ID: id, bucket: c.bucket, keys: c.keys, trusted: c.trusted, objects: make(map[string]storage.Object), log: c.log}
 			found[id] = b
 		}
 		b.objects[o.Key] = o
@@ -200,11 +220,45 @@ func (b *Backup) loadMetadata(ctx context.Context) {
 	case m != nil:
 		b.Metadata, b.key, b.Authenticated, b.Problem = m, key, err == nil, err
 		b.Parts = m.Parts
+		b.checkSignature(ctx, text)
 	case errors.Is(err, errForeignMetadata), errors.Is(err, errNotJSON) && !b.has(sumsSuffix) && !b.has(tocSuffix):
 		b.Status, b.Problem = Foreign, fmt.Errorf("%s: %w", b.ID, ErrForeign)
 	default:
 		b.Status, b.Problem = Damaged, err
 	}
+}
+
+// checkSignature looks for the signature of a trusted signer over the metadata, as they were read.
+func (b *Backup) checkSignature(ctx context.Context, text []byte) {
+	unsigned := func(reason string) {
+		b.Authenticated, b.Problem = false, &UnsignedError{b.ID.String(), reason}
+	}
+	switch {
+	case len(b.trusted) == 0 && !b.Metadata.Encryption.Sealed():
+		return
+	case len(b.trusted) == 0:
+		if b.key != nil {
+			unsigned("it is sealed, which anyone can do who has the public key, and no signer is trusted here")
+		}
+		return
+	case !b.has(signatureSuffix):
+		unsigned("it is not signed")
+		return
+	}
+	signature, err := readObject(ctx, b.bucket, b.ID.String()+signatureSuffix, crypto.SignatureSize)
+	var long *DamageError
+	if err != nil && !errors.As(err, &long) {
+		b.Authenticated, b.Status, b.Problem = false, Unreadable, err
+		b.Metadata = nil
+		return
+	}
+	for _, s := range b.trusted {
+		if s.Verify(text, signature) {
+			b.Signer = s
+			return
+		}
+	}
+	unsigned("its signature is not by a trusted signer, or the metadata were changed")
 }
 
 // readObject reads a whole object of at most limit bytes.
@@ -377,7 +431,7 @@ func (c *Catalog) latest(ctx context.Context, ref Ref) (*Backup, error) {
 		if b.Status == Foreign || !ref.At.IsZero() && b.StartedAt().After(ref.At) {
 			continue
 		}
-		if b.Authenticated || b.Metadata != nil && ref.Unauthenticated && len(c.keys) == 0 {
+		if b.Authenticated || b.Metadata != nil && ref.Unauthenticated && len(c.keys) == 0 && (b.Signer != nil || len(c.trusted) == 0) {
 			if passed != nil {
 				c.log.Warn("a newer backup was passed over", "err", passed)
 			}

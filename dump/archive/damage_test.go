@@ -696,6 +696,15 @@ func TestForeignMetadata(t *testing.T) {
 	}
 }
 
+// recipients returns n that are allowed.
+func recipients(n int) []Recipient {
+	var out []Recipient
+	for i := range n {
+		out = append(out, Recipient{fmt.Sprintf("%064x", i), "c2VhbGVk"})
+	}
+	return out
+}
+
 // TestInconsistentMetadata has metadata that someone with the key wrote, and
 // that say what cannot be.
 func TestInconsistentMetadata(t *testing.T) {
@@ -703,22 +712,30 @@ func TestInconsistentMetadata(t *testing.T) {
 	g := goldenSmall()
 	hash := strings.Repeat("0", 64)
 	for name, change := range map[string]func(m *Metadata){
-		"version":                   func(m *Metadata) { m.Version = 2 },
-		"version 0":                 func(m *Metadata) { m.Version = 0 },
-		"backup_id":                 func(m *Metadata) { m.BackupID = NewID(testGUID, testTime.Add(1e9)).String() },
-		"backup_guid":               func(m *Metadata) { m.BackupGUID = otherGUID },
-		"status":                    func(m *Metadata) { m.Status = "running" },
-		"compression":               func(m *Metadata) { m.Compression.Algorithm = "zstd" },
-		"cipher":                    func(m *Metadata) { m.Encryption.Cipher = "none" },
-		"salt":                      func(m *Metadata) { m.Encryption.Salt += "00" },
-		"key_id of another key":     func(m *Metadata) { m.Encryption.KeyID = otherKey.ID() },
-		"key_id":                    func(m *Metadata) { m.Encryption.KeyID = "x" },
-		"kdf":                       func(m *Metadata) { m.Encryption.KDF = "scrypt" },
-		"digest":                    func(m *Metadata) { m.Encryption.Digest = "sha512" },
-		"no iterations":             func(m *Metadata) { m.Encryption.Iterations = 0 },
-		"negative iterations":       func(m *Metadata) { m.Encryption.KDF, m.Encryption.Iterations = crypto.PBKDF2, -1 },
-		"iterations":                func(m *Metadata) { m.Encryption.KDF, m.Encryption.Iterations = crypto.PBKDF2, crypto.MaxIterations+1 },
-		"recipients":                func(m *Metadata) { m.Encryption.Recipients = make([]string, 101) },
+		"version":                func(m *Metadata) { m.Version = 2 },
+		"version 0":              func(m *Metadata) { m.Version = 0 },
+		"backup_id":              func(m *Metadata) { m.BackupID = NewID(testGUID, testTime.Add(1e9)).String() },
+		"backup_guid":            func(m *Metadata) { m.BackupGUID = otherGUID },
+		"status":                 func(m *Metadata) { m.Status = "running" },
+		"compression":            func(m *Metadata) { m.Compression.Algorithm = "zstd" },
+		"cipher":                 func(m *Metadata) { m.Encryption.Cipher = "none" },
+		"salt":                   func(m *Metadata) { m.Encryption.Salt += "00" },
+		"key_id of another key":  func(m *Metadata) { m.Encryption.KeyID = otherKey.ID() },
+		"key_id":                 func(m *Metadata) { m.Encryption.KeyID = "x" },
+		"kdf":                    func(m *Metadata) { m.Encryption.KDF = "scrypt" },
+		"digest":                 func(m *Metadata) { m.Encryption.Digest = "sha512" },
+		"no iterations":          func(m *Metadata) { m.Encryption.Iterations = 0 },
+		"negative iterations":    func(m *Metadata) { m.Encryption.KDF, m.Encryption.Iterations = crypto.PBKDF2, -1 },
+		"iterations":             func(m *Metadata) { m.Encryption.KDF, m.Encryption.Iterations = crypto.PBKDF2, crypto.MaxIterations+1 },
+		"recipients":             func(m *Metadata) { m.Encryption.Recipients = recipients(101) },
+		"recipient twice":        func(m *Metadata) { m.Encryption.Recipients = append(recipients(2), recipients(1)...) },
+		"recipient without name": func(m *Metadata) { m.Encryption.Recipients = []Recipient{{"", "c2VhbGVk"}} },
+		"nothing sealed":         func(m *Metadata) { m.Encryption.Recipients = []Recipient{{strings.Repeat("0", 64), ""}} },
+		"sealed, no base64":      func(m *Metadata) { m.Encryption.Recipients = []Recipient{{strings.Repeat("0", 64), "$(id)"}} },
+		"sealed on two lines":    func(m *Metadata) { m.Encryption.Recipients = []Recipient{{strings.Repeat("0", 64), "c2Vh\nbGVk"}} },
+		"too much sealed": func(m *Metadata) {
+			m.Encryption.Recipients = []Recipient{{strings.Repeat("0", 64), strings.Repeat("AAAA", 700)}}
+		},
 		"no parts":                  func(m *Metadata) { m.Parts = nil },
 		"part left out":             func(m *Metadata) { m.Parts = m.Parts[:2] },
 		"part left out, sizes too":  func(m *Metadata) { m.Sizes.Stored -= m.Parts[0].Size; m.Parts = m.Parts[1:] },

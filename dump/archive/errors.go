@@ -47,21 +47,36 @@ type WrongKeyError struct {
 	Object string
 	Needed string   // key ID; empty where it is not known, as with foreign backups
 	Given  []string // key IDs
+	// Recipients that a sealed backup can be read by.
+	Recipients []string
 }
 
 func (e *WrongKeyError) Error() string {
 	if e.Needed == "" {
 		return e.Object + ": wrong key or damaged start"
 	}
-	if len(e.Given) == 0 {
-		return fmt.Sprintf("%s: key %s is needed, none is given", e.Object, e.Needed)
+	needed := "key " + e.Needed + " is needed"
+	if len(e.Recipients) > 0 {
+		needed = "sealed; the private key of recipient " + strings.Join(e.Recipients, " or ") + " is needed"
 	}
-	return fmt.Sprintf("%s: key %s is needed, given is %s", e.Object, e.Needed, strings.Join(e.Given, ", "))
+	if len(e.Given) == 0 {
+		return fmt.Sprintf("%s: %s, none is given", e.Object, needed)
+	}
+	return fmt.Sprintf("%s: %s, given is %s", e.Object, needed, strings.Join(e.Given, ", "))
 }
 
 func (e *WrongKeyError) Is(target error) bool {
 	return target == ErrNoKey && len(e.Given) == 0 && e.Needed != ""
 }
+
+// UnsignedError says that a backup is not signed by a trusted signer, where only
+// a signature tells who made it, or where signers were named.
+type UnsignedError struct {
+	Object string // ID of the backup
+	Reason string
+}
+
+func (e *UnsignedError) Error() string { return e.Object + ": not authenticated: " + e.Reason }
 
 // NotFoundError says that a bucket holds no backup as asked for.
 type NotFoundError struct {

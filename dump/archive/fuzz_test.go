@@ -47,14 +47,14 @@ func FuzzParseID(f *testing.F) {
 
 // fuzzMetadata is a small valid object. Its stream has no content: fuzzing
 // wants the same one every time.
-func fuzzMetadata(f *testing.F) string {
+func fuzzMetadata(f *testing.F, key *crypto.Key, recipients []Recipient) string {
 	m := &Metadata{
 		Version: Version, BackupID: testID.String(), BackupGUID: testGUID, Status: statusDone,
 		TriggeredAt: testTime.UTC(), StartedAt: testTime.UTC(), FinishedAt: testTime.UTC(),
 		Compression: Compression{gzipAlgorithm, 2, 100}, Source: Source{Kind: KindCluster},
 		Encryption: Encryption{
 			Cipher: aesCipher, KDF: crypto.BytesToKey, Digest: "md5", Iterations: 1,
-			Salt: "0001020304050607", KeyID: testKey.ID(), Recipients: []string{"x"},
+			Salt: "0001020304050607", KeyID: key.ID(), Recipients: recipients,
 		},
 		Sizes: Sizes{100, 120, 1016},
 		Parts: []Part{{full("-0"), 500, strings.Repeat("0", 64)}, {full("-1"), 516, strings.Repeat("1", 64)}},
@@ -62,7 +62,7 @@ func fuzzMetadata(f *testing.F) string {
 		Sums:  &Sums{*describe(full(".sums"), make([]byte, 32)), SegmentSize},
 	}
 	m.Sizes.Stored, m.Parts[1].Size = 1024, 524
-	text, err := m.encode(testKey)
+	text, err := m.encode(key)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -73,7 +73,9 @@ func fuzzMetadata(f *testing.F) string {
 // and of that only what is consistent. What it is given is tried as it is, and
 // with the right MAC, which an enemy could not make.
 func FuzzParseMetadata(f *testing.F) {
-	text := fuzzMetadata(f)
+	sealedKey := testKey.AsSealed()
+	f.Add([]byte(fuzzMetadata(f, sealedKey, recipients(3))))
+	text := fuzzMetadata(f, testKey, nil)
 	f.Add([]byte(text))
 	small := strings.NewReplacer(strings.Repeat("[", 1_000_000), strings.Repeat("[", 1000), strings.Repeat(`{"x":`, 1_000_000), strings.Repeat(`{"x":`, 1000), strings.Repeat("]", 1_000_000), "")
 	for _, hostile := range hostileMetadata(text) {
@@ -84,11 +86,15 @@ func FuzzParseMetadata(f *testing.F) {
 			m, key, err := parseMetadata(testID, b, testKeys)
 			var damage *DamageError
 			var wrong *WrongKeyError
+			own := testKey
+			if m != nil && m.Encryption.Sealed() {
+				own = sealedKey
+			}
 			switch {
 			case err == nil:
 			case m == nil && key == nil && (errors.Is(err, errForeignMetadata) || errors.As(err, &damage)):
 				return
-			case m != nil && key == nil && errors.As(err, &wrong) && wrong.Needed != testKey.ID():
+			case m != nil && key == nil && errors.As(err, &wrong) && wrong.Needed != own.ID():
 				if err := m.check(testID); err != nil {
 					t.Errorf("inconsistent: %v", err)
 				}
@@ -96,7 +102,7 @@ func FuzzParseMetadata(f *testing.F) {
 			default:
 				t.Fatalf("%v, %v, %v", m, key, err)
 			}
-			if key != testKey || m == nil {
+			if m == nil || key.ID() != own.ID() {
 				t.Fatalf("taken without a key: %v", key)
 			}
 			if err := m.check(testID); err != nil {
@@ -108,13 +114,13 @@ func FuzzParseMetadata(f *testing.F) {
 				t.Fatal(err)
 			}
 			at := bytes.LastIndex(b, []byte(macPrefix)) + len(macPrefix)
-			mac := testKey.MetadataMAC(salt)
+			mac := own.MetadataMAC(salt)
 			mac.Write(b[:at])
 			if got := string(b[at:]); got != hex.EncodeToString(mac.Sum(nil))+macSuffix {
 				t.Errorf("taken with MAC %q", got)
 			}
 			// What is written again is read as the same.
-			again, err := m.encode(testKey)
+			again, err := m.encode(own)
 			if err != nil {
 				return // years beyond those that JSON can have
 			}
@@ -126,6 +132,7 @@ func FuzzParseMetadata(f *testing.F) {
 		at := bytes.LastIndex(b, []byte(`"mac"`))
 		if salt := saltPattern.FindSubmatch(b); at >= 0 && salt != nil {
 			take([]byte(sign(string(b[:at]), testKey, string(salt[1]))))
+			take([]byte(sign(string(b[:at]), sealedKey, string(salt[1]))))
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -21,8 +22,10 @@ const Version = 1
 
 // Bounds that a reader keeps for metadata which it cannot trust yet.
 const (
-	maxMetadata   = 64 << 20
-	maxRecipients = 100
+	maxMetadata = 64 << 20
+	maxSealed   = crypto.MaxRSA / 8 // bytes
+	// MaxRecipients is how many a backup may be sealed to.
+	MaxRecipients = 100
 	// maxParts keeps the metadata of the largest backup well within maxMetadata.
 	maxParts = 200_000
 )
@@ -85,13 +88,60 @@ type Compression struct {
 
 // Encryption of the compressed stream.
 type Encryption struct {
-	Cipher     string   `json:"cipher"` // aes-256-cbc
-	KDF        string   `json:"kdf"`
-	Digest     string   `json:"digest"`
-	Iterations int      `json:"iterations"`
-	Salt       string   `json:"salt"` // of the stored stream, 16 hex digits
-	KeyID      string   `json:"key_id"`
-	Recipients []string `json:"recipients,omitempty"`
+	Cipher     string `json:"cipher"` // aes-256-cbc
+	KDF        string `json:"kdf"`
+	Digest     string `json:"digest"`
+	Iterations int    `json:"iterations"`
+	Salt       string `json:"salt"` // of the stored stream, 16 hex digits
+	KeyID      string `json:"key_id"`
+	// Recipients of a sealed backup, whose passphrase nobody knows but they.
+	Recipients []Recipient `json:"recipients,omitempty"`
+}
+
+// Recipient is to whom a backup was sealed.
+type Recipient struct {
+	ID     string `json:"id"`     // SHA-256 of the public key's SubjectPublicKeyInfo, in hex
+	Sealed string `json:"sealed"` // the passphrase under RSA-OAEP with SHA-256, in base64
+}
+
+// Sealed tells whether the backup has a passphrase of its own, sealed to recipients.
+func (e *Encryption) Sealed() bool { return len(e.Recipients) > 0 }
+
+// RecipientIDs returns the IDs of the recipients.
+func (e *Encryption) RecipientIDs() []string {
+	var out []string
+	for _, r := range e.Recipients {
+		out = append(out, r.ID)
+	}
+	return out
+}
+
+// unseal returns the keys that may be that of a sealed backup: what private
+// keys among the given ones open, and passphrases, which somebody may have
+// recovered by hand.
+func (e *Encryption) unseal(keys crypto.Keyring) (crypto.Keyring, error) {
+	var out crypto.Keyring
+	for _, k := range keys {
+		if k.RecipientID() == "" {
+			out = append(out, k.AsSealed())
+			continue
+		}
+		for _, r := range e.Recipients {
+			if r.ID != k.RecipientID() {
+				continue
+			}
+			sealed, err := base64.StdEncoding.DecodeString(r.Sealed)
+			if err != nil {
+				return nil, err
+			}
+			opened, err := k.Unseal(sealed)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, opened)
+		}
+	}
+	return out, nil
 }
 
 // Derivation returns the way from the passphrase to the key.
@@ -204,8 +254,13 @@ func parseMetadata(id ID, b []byte, keys crypto.Keyring) (*Metadata, *crypto.Key
 		return nil, nil, &DamageError{Object: object, Reason: "inconsistent", Err: err}
 	}
 	salt, _ := hex.DecodeString(m.Encryption.Salt) // checked
-	var given []string
-	for _, k := range keys {
+	given := keys
+	if m.Encryption.Sealed() {
+		if keys, err = m.Encryption.unseal(keys); err != nil {
+			return nil, nil, &DamageError{Object: object, Reason: "inconsistent", Err: err}
+		}
+	}
+	for _, k := range keys.Passphrases() {
 		h := k.MetadataMAC(salt)
 		h.Write(covered)
 		if hmac.Equal(h.Sum(nil), mac) {
@@ -214,12 +269,15 @@ func parseMetadata(id ID, b []byte, keys crypto.Keyring) (*Metadata, *crypto.Key
 			}
 			return m, k, nil
 		}
-		given = append(given, k.ID())
 	}
 	if k := keys.Find(m.Encryption.KeyID); k != nil {
 		return nil, nil, damaged(object, "changed since it was written: its MAC is wrong")
 	}
-	return m, nil, &WrongKeyError{Object: id.String(), Needed: m.Encryption.KeyID, Given: given}
+	wrong := &WrongKeyError{Object: id.String(), Needed: m.Encryption.KeyID, Recipients: m.Encryption.RecipientIDs()}
+	for _, k := range given {
+		wrong.Given = append(wrong.Given, k.ID())
+	}
+	return m, nil, wrong
 }
 
 // cutMAC finds the MAC from the end of the object.
@@ -339,8 +397,8 @@ func (m *Metadata) check(id ID) error {
 		return errors.New("the salt is not 16 hex digits")
 	case !isHex(e.KeyID, 8):
 		return errors.New("key_id is not 16 hex digits")
-	case len(e.Recipients) > maxRecipients:
-		return fmt.Errorf("more than %d recipients", maxRecipients)
+	case len(e.Recipients) > MaxRecipients:
+		return fmt.Errorf("more than %d recipients", MaxRecipients)
 	case len(m.Parts) == 0:
 		return errors.New("it lists no parts")
 	case len(m.Parts) > maxParts:
@@ -350,6 +408,19 @@ func (m *Metadata) check(id ID) error {
 	}
 	if err := e.Derivation().Check(); err != nil {
 		return err
+	}
+	seen := make(map[string]bool)
+	for _, r := range e.Recipients {
+		sealed, err := base64.StdEncoding.Strict().DecodeString(r.Sealed)
+		switch {
+		case !isHex(r.ID, sha256.Size):
+			return errors.New("the ID of a recipient is not 64 hex digits")
+		case seen[r.ID]:
+			return fmt.Errorf("recipient %s stands twice", r.ID)
+		case err != nil || len(sealed) == 0 || len(sealed) > maxSealed || strings.ContainsAny(r.Sealed, "\r\n"):
+			return fmt.Errorf("what is sealed to recipient %s is not base64 of 1 to %d bytes", r.ID, maxSealed)
+		}
+		seen[r.ID] = true
 	}
 	var sum int64
 	for i, p := range m.Parts {
@@ -413,12 +484,30 @@ func isHex(s string, n int) bool {
 }
 
 // recoverScript returns what Metadata.Recover holds.
-func recoverScript(id ID, whole bool, d crypto.Derivation) string {
+func recoverScript(id ID, whole bool, e *Encryption) string {
+	var b strings.Builder
+	if e.Sealed() {
+		b.WriteString("# In the folder of these objects, with the private key of a recipient in a file named private.pem.\n" +
+			"# The passphrase is sealed to these, named by the SHA-256 of the public key (openssl pkey -in private.pem -pubout -outform DER | sha256sum):\n")
+		var sealed []string
+		for _, r := range e.Recipients {
+			b.WriteString("#   " + r.ID + "\n")
+			sealed = append(sealed, r.Sealed)
+		}
+		b.WriteString("# The first that opens goes to a file named key, to be removed when it has served.\n" +
+			"umask 077\n" +
+			"for sealed in " + strings.Join(sealed, " ") + "; do\n" +
+			"  printf %s \"$sealed\" | openssl base64 -d -A | openssl pkeyutl -decrypt -inkey private.pem" +
+			" -pkeyopt rsa_padding_mode:oaep -pkeyopt rsa_oaep_md:sha256 -out key && break\n" +
+			"done\n")
+	} else {
+		b.WriteString("# In the folder of these objects, with the passphrase in the first line of a file named key.\n")
+	}
+	b.WriteString("# This writes SQL; to replay it, append: | psql --quiet --dbname postgres\n")
 	join := fmt.Sprintf("cat $(ls -1v %s-*)", id)
 	if whole {
 		join = "cat " + id.String()
 	}
-	return "# In the folder of these objects, with the passphrase in the first line of a file named key.\n" +
-		"# This writes SQL; to replay it, append: | psql --quiet --dbname postgres\n" +
-		join + " | openssl enc -d -aes256 " + d.Flags() + " -pass file:key | gunzip -c\n"
+	b.WriteString(join + " | openssl enc -d -aes256 " + e.Derivation().Flags() + " -pass file:key | gunzip -c\n")
+	return b.String()
 }

@@ -26,8 +26,8 @@ type ReadOptions struct {
 	// Connections is the number of segments fetched at once, each into 4 MiB of
 	// memory; 0 is [DefaultConnections].
 	Connections int
-	// AllowUnauthenticated releases what nothing vouches for: foreign backups,
-	// and ours where .sums is lost.
+	// AllowUnauthenticated releases what nothing vouches for: foreign backups, those
+	// that want a signature, see [Catalog.Trust], and ours where .sums is lost.
 	AllowUnauthenticated bool
 	// Derivation of a foreign backup; nil tries those in use.
 	Derivation *crypto.Derivation
@@ -60,7 +60,7 @@ func (b *Backup) Usable(allowUnauthenticated bool) error {
 	switch {
 	case b.Status == Foreign && allowUnauthenticated:
 		return b.checkForeignParts()
-	case b.Status == Complete && b.Authenticated:
+	case b.Status == Complete && (b.Authenticated || b.key != nil && allowUnauthenticated):
 		return nil
 	case b.Problem != nil:
 		return b.Problem
@@ -79,7 +79,7 @@ func (b *Backup) Reader(ctx context.Context, o *ReadOptions) (io.ReadCloser, err
 		return nil, err
 	}
 	d.last = segments(d.stream.size()) - 1
-	if b.Authenticated {
+	if b.key != nil {
 		d.size = b.Metadata.Sizes.Plain
 	}
 	d.start(ctx)
@@ -185,7 +185,7 @@ func (b *Backup) decoder(ctx context.Context, o *ReadOptions) (*decoder, error) 
 		stream: s, name: b.ID.String(), progress: o.Progress, size: -1, jobs: max(o.Jobs, 1), connections: o.connections(),
 		from: int64(crypto.HeaderSize), frameCount: -1,
 	}
-	if b.Authenticated {
+	if b.key != nil {
 		if damage := b.CheckObjects(); len(damage) > 0 {
 			if err := fatal(damage, b.Metadata, o); err != nil {
 				return nil, err
@@ -308,7 +308,7 @@ func (s *stream) checkSegment(i int64, data []byte) error {
 // guess finds the derivation and the key of a foreign stream: right are those
 // under which its start is a gzip header that inflates to text.
 func (b *Backup) guess(ctx context.Context, s *stream, d *crypto.Derivation) (*crypto.Cipher, error) {
-	if len(b.keys) == 0 {
+	if len(b.keys.Passphrases()) == 0 {
 		return nil, ErrNoKey
 	}
 	start := make([]byte, min(64<<10, s.size()))
@@ -328,7 +328,7 @@ func (b *Backup) guess(ctx context.Context, s *stream, d *crypto.Derivation) (*c
 	start = start[:len(start)/crypto.BlockSize*crypto.BlockSize]
 	plain := make([]byte, len(start))
 	var given []string
-	for _, k := range b.keys {
+	for _, k := range b.keys.Passphrases() {
 		for _, d := range try {
 			c := crypto.NewCipher(k.Passphrase(), salt, d)
 			c.Decrypt(plain, start, nil)

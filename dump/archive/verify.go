@@ -185,6 +185,11 @@ func (b *Backup) TOC(ctx context.Context) (*TOC, error) {
 	if err := b.Usable(false); err != nil {
 		return nil, err
 	}
+	return b.toc(ctx)
+}
+
+// toc is TOC of a backup whose MAC was right, signed or not.
+func (b *Backup) toc(ctx context.Context) (*TOC, error) {
 	if b.Metadata.TOC == nil {
 		return nil, nil
 	}
@@ -230,10 +235,10 @@ func (b *Backup) Decode(ctx context.Context, o *ReadOptions) (int64, error) {
 	}
 	defer r.Close()
 	n, err := io.Copy(io.Discard, r)
-	if err != nil || !b.Authenticated {
+	if err != nil || b.key == nil {
 		return n, err
 	}
-	toc, err := b.TOC(ctx)
+	toc, err := b.toc(ctx)
 	if err != nil || toc == nil {
 		return n, err
 	}

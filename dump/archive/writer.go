@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -43,11 +44,16 @@ const (
 // segments returns the number of segments of a stored stream of n bytes.
 func segments(n int64) int64 { return (n + SegmentSize - 1) / SegmentSize }
 
-// WriterOptions says how a backup is made. GUID and Key are needed, the rest
-// has defaults.
+// WriterOptions says how a backup is made. GUID and either Key or Recipients are
+// needed, the rest has defaults.
 type WriterOptions struct {
 	GUID string
 	Key  *crypto.Key
+	// Recipients of a sealed backup, which gets a key of its own that only they can
+	// open; at most MaxRecipients, of whom doubles count once.
+	Recipients []*crypto.Recipient
+	// Sign makes <backup-id>.sig; nil: nobody signs.
+	Sign *crypto.SigningKey
 	// Derivation of the key; the zero value stands for [crypto.MD5].
 	Derivation crypto.Derivation
 	// Level of compression, 1 to 9; 0 is [DefaultLevel].
@@ -99,7 +105,7 @@ type Destination struct {
 // Write and ReadFrom are for one goroutine; Abort may be called from another.
 type Writer struct {
 	// Metadata of the backup. The caller completes Name, Previous, Replaces,
-	// Tool and Source before Commit; the rest is the writer's. Where destinations
+	// Tool and Source before Commit, and may set StartedAt and FinishedAt; the rest is the writer's. Where destinations
 	// differ in their parts, it is in the end that of the first which has the backup.
 	Metadata Metadata
 
@@ -138,6 +144,10 @@ func NewWriter(ctx context.Context, dst []storage.Bucket, o *WriterOptions) (*Wr
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
 	}
+	recipients, err := w.o.seal()
+	if err != nil {
+		return nil, err
+	}
 	if err := w.o.setDefaults(); err != nil {
 		return nil, err
 	}
@@ -157,7 +167,7 @@ func NewWriter(ctx context.Context, dst []storage.Bucket, o *WriterOptions) (*Wr
 	}
 
 	var salted bytes.Buffer
-	enc, err := crypto.NewWriter(&salted, o.Key.Passphrase(), &crypto.Options{Derivation: w.o.Derivation})
+	enc, err := crypto.NewWriter(&salted, w.o.Key.Passphrase(), &crypto.Options{Derivation: w.o.Derivation})
 	if err != nil {
 		w.cancel(err)
 		return nil, err
@@ -168,7 +178,7 @@ func NewWriter(ctx context.Context, dst []storage.Bucket, o *WriterOptions) (*Wr
 	for _, d := range w.dst {
 		go w.run(d)
 	}
-	if w.store.enc, err = crypto.NewWriter(&w.store, o.Key.Passphrase(), &crypto.Options{Derivation: w.o.Derivation, Salt: &salt}); err != nil {
+	if w.store.enc, err = crypto.NewWriter(&w.store, w.o.Key.Passphrase(), &crypto.Options{Derivation: w.o.Derivation, Salt: &salt}); err != nil {
 		w.cancel(err)
 		return nil, err
 	}
@@ -180,11 +190,12 @@ func NewWriter(ctx context.Context, dst []storage.Bucket, o *WriterOptions) (*Wr
 		Encryption: Encryption{
 			Cipher: aesCipher, KDF: w.o.Derivation.KDF, Digest: w.o.Derivation.Digest,
 			Iterations: w.o.Derivation.Iterations, Salt: hex.EncodeToString(salt[:]),
+			Recipients: recipients,
 		},
 	}
 
 	// The key ID is slow to come by, and not needed before the end.
-	go o.Key.ID()
+	go w.o.Key.ID()
 
 	ahead := w.o.Jobs + 2
 	w.plain = newBuffers(w.o.Jobs+6, w.o.FrameSize)
@@ -194,6 +205,33 @@ func NewWriter(ctx context.Context, dst []storage.Bucket, o *WriterOptions) (*Wr
 	w.ordered = newOrdered[frame](w.ctx, w.o.Jobs, ahead)
 	w.wg.Go(w.storeFrames)
 	return w, nil
+}
+
+// seal makes the key of a sealed backup, which nothing but the writer and what
+// it returns for the metadata ever has.
+func (o *WriterOptions) seal() ([]Recipient, error) {
+	if len(o.Recipients) == 0 {
+		return nil, nil
+	}
+	if o.Key != nil {
+		return nil, errors.New("a sealed backup has a key of its own, and one is given")
+	}
+	o.Key = crypto.NewSealedKey()
+	var out []Recipient
+	for _, r := range o.Recipients {
+		if slices.ContainsFunc(out, func(other Recipient) bool { return other.ID == r.ID }) {
+			continue
+		}
+		sealed, err := r.Seal(o.Key)
+		if err != nil {
+			return nil, fmt.Errorf("sealing to %s: %w", r.Source, err)
+		}
+		out = append(out, Recipient{r.ID, base64.StdEncoding.EncodeToString(sealed)})
+	}
+	if len(out) > MaxRecipients {
+		return nil, fmt.Errorf("%d recipients, %d at most are allowed", len(out), MaxRecipients)
+	}
+	return out, nil
 }
 
 func (o *WriterOptions) setDefaults() error {
@@ -262,6 +300,9 @@ func stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
 
 // ID returns the ID of the backup.
 func (w *Writer) ID() ID { return w.id }
+
+// Key returns the key that the backup is encrypted with.
+func (w *Writer) Key() *crypto.Key { return w.o.Key }
 
 // Context is done when nothing more can be written: every destination was given
 // up, or the caller's context is done. Its cause says why. Whoever produces the
@@ -586,7 +627,9 @@ func (w *Writer) commit() error {
 	}
 	m.TOC = describe(m.BackupID+tocSuffix, toc)
 	m.Sums = &Sums{*describe(m.BackupID+sumsSuffix, s.sums), SegmentSize}
-	m.FinishedAt = stamp(time.Now())
+	if m.FinishedAt.IsZero() {
+		m.FinishedAt = stamp(time.Now())
+	}
 	metadata := make([][]byte, len(s.layouts))
 	for i, l := range s.layouts {
 		w.describeLayout(l)
@@ -619,7 +662,7 @@ func (w *Writer) commit() error {
 // describeLayout completes the metadata by what differs between layouts.
 func (w *Writer) describeLayout(l *layout) {
 	w.Metadata.Parts = l.parts
-	w.Metadata.Recover = recoverScript(w.id, l.size == WholeObject, w.o.Derivation)
+	w.Metadata.Recover = recoverScript(w.id, l.size == WholeObject, &w.Metadata.Encryption)
 }
 
 // await waits for the end of a destination's goroutine, as long as it takes
@@ -667,6 +710,11 @@ func (w *Writer) seal(d *Destination, toc, metadata []byte) error {
 		return compareParts(ctx, d.Bucket, w.id, w.store.layouts[d.layout].parts)
 	}); err != nil {
 		return err
+	}
+	if w.o.Sign != nil {
+		if err := put(signatureSuffix, w.o.Sign.Sign(metadata)); err != nil {
+			return err
+		}
 	}
 	if err := put(metadataSuffix, metadata); err != nil {
 		return err
