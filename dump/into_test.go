@@ -181,16 +181,34 @@ func same(t *testing.T, what, got, want string) {
 
 // TestRestoreInto compares what is replayed with what psql makes of the same script, on the same version of the server.
 func TestRestoreInto(t *testing.T) {
-	source := startCluster(t)
+	testRestoreInto(t, startCluster(t))
+	for _, version := range postgrestest.Majors(t) {
+		if version == 13 || version == 14 { // older ones lack what the data sets need
+			t.Run(fmt.Sprintf("from %d", version), func(t *testing.T) {
+				testRestoreInto(t, postgrestest.Start(t, version, postgres.ClusterOptions{Settings: serverSettings}))
+			})
+		}
+	}
+}
+
+func testRestoreInto(t *testing.T, source *postgres.Cluster) {
 	dataSets(t, source)
 	b := backup(t, source)
 	var plain bytes.Buffer
 	if err := Restore(t.Context(), b, &plain, archive.ReadOptions{Jobs: 2}, nil); err != nil {
 		t.Fatal(err)
 	}
+	installed, err := postgres.StartCluster(t.Context(), postgres.ClusterOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := major(installed) // that of the programs, too
+	if err := installed.Stop(); err != nil {
+		t.Fatal(err)
+	}
 	dump := func(t *testing.T, c *postgres.Cluster) string {
 		t.Helper()
-		if major(c) > major(source) { // pg_dumpall refuses a newer server
+		if major(c) > own { // pg_dumpall refuses a newer server
 			return contents(t, c)
 		}
 		return on(t, c, nil, "pg_dumpall")
@@ -199,13 +217,13 @@ func TestRestoreInto(t *testing.T) {
 	if os.Getenv("TEST_SERVERS") != "" {
 		jobs = []int{1, 2, 4, 8}
 	}
-	for _, version := range append([]int{major(source)}, postgrestest.Majors(t)...) {
-		if version < major(source) {
-			continue // whose options CREATE DATABASE does not know there
+	for _, version := range append([]int{own}, postgrestest.Majors(t)...) {
+		if version < own {
+			continue // the dump has options of CREATE DATABASE that are not known there
 		}
 		t.Run(fmt.Sprintf("to %d", version), func(t *testing.T) {
 			start := func(t *testing.T) *postgres.Cluster {
-				if version == major(source) {
+				if version == own {
 					return startCluster(t)
 				}
 				return postgrestest.Start(t, version, postgres.ClusterOptions{Settings: serverSettings})
@@ -494,14 +512,18 @@ func TestIntoFaults(t *testing.T) {
 	source := startCluster(t)
 	on(t, source, []byte(`CREATE DATABASE shop;
 \connect shop
-CREATE TABLE items (id int, name text); INSERT INTO items SELECT i, repeat('item ' || i, 20) FROM generate_series(1, 50000) i;
+CREATE TABLE items (id int, name text); INSERT INTO items SELECT i, repeat('item ' || i, 20) FROM generate_series(1, 100000) i;
+CREATE INDEX ON items (name);
 CREATE FUNCTION slow(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN IF $1 % 1000 = 0 THEN PERFORM pg_sleep(0.01); END IF; RETURN $1; END $$;
 CREATE INDEX ON items (slow(id)); ALTER TABLE items ADD PRIMARY KEY (id); CREATE TABLE refers AS SELECT id FROM items; ALTER TABLE refers ADD FOREIGN KEY (id) REFERENCES items;
 `), "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", "postgres")
 	b := backup(t, source)
 	boom := errors.New("interrupted by the test")
 	for _, phase := range []string{"globals", "schema", "data", "indexes"} {
-		for _, fault := range []string{"interrupt", "cut", "crash"} {
+		for _, fault := range []string{"interrupt", "cut", "crash", "full"} {
+			if fault == "full" && phase != "data" && phase != "indexes" {
+				continue // nothing is written that could be too much
+			}
 			for _, clean := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s in %s, clean %v", fault, phase, clean), func(t *testing.T) {
 					target := startCluster(t)
@@ -527,6 +549,9 @@ CREATE INDEX ON items (slow(id)); ALTER TABLE items ADD PRIMARY KEY (id); CREATE
 							if phase == "globals" {
 								sql(t, target, "template1", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'dump'")
 							}
+						case "full":
+							// Files of the server may not grow beyond a segment of WAL any more: the table, or its index, is larger.
+							limitFiles(t, target, "17000000:")
 						case "crash":
 							// One server process that dies so takes all others along, and the server begins anew.
 							pid := sql(t, target, "template1", "SELECT min(pid) FROM pg_stat_activity WHERE application_name = 'dump'")
@@ -557,12 +582,15 @@ CREATE INDEX ON items (slow(id)); ALTER TABLE items ADD PRIMARY KEY (id); CREATE
 					if said := strings.Contains(strings.Join(r.State, "\n"), "could not be removed") || strings.Contains(strings.Join(r.State, "\n"), "starts anew"); err != nil && said != (left != "") {
 						t.Errorf("left %q, said %q", left, r.State)
 					}
+					if fault == "full" {
+						limitFiles(t, target, "unlimited:")
+					}
 					o = intoOptions(target, 2)
 					o.Clean = clean || err == nil
 					if _, err := RestoreInto(t.Context(), b, o); err != nil {
 						t.Fatalf("second run: %v", err)
 					}
-					if got := sql(t, target, "shop", "SELECT count(*) FROM items JOIN refers USING (id)"); got != "50000" {
+					if got := sql(t, target, "shop", "SELECT count(*) FROM items JOIN refers USING (id)"); got != "100000" {
 						t.Errorf("%s rows", got)
 					}
 					if left := sql(t, target, "postgres", "SELECT count(*) FROM pg_database WHERE datname ~ '^dump_'"); left != "0" {
@@ -571,6 +599,71 @@ CREATE INDEX ON items (slow(id)); ALTER TABLE items ADD PRIMARY KEY (id); CREATE
 				})
 			}
 		}
+	}
+}
+
+// limitFiles limits how large files may become that a server writes, in bytes; for its sessions too.
+func limitFiles(t *testing.T, c *postgres.Cluster, limit string) {
+	t.Helper()
+	pids := strconv.Itoa(c.PID()) + "\n" + sql(t, c, "template1", "SELECT pid FROM pg_stat_activity WHERE application_name = 'dump'")
+	for pid := range strings.Lines(pids) {
+		args := []string{"prlimit", "--fsize=" + limit, "--pid", strings.TrimSpace(pid)}
+		if os.Getuid() == 0 { // a limit is changed by its owner
+			args = append([]string{"setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"}, args...)
+		}
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	}
+}
+
+// TestIntoFailingStatement: a statement fails in each phase; the old data are there, nothing of the new ones is, and the error
+// says where.
+func TestIntoFailingStatement(t *testing.T) {
+	source, target := startCluster(t), startCluster(t)
+	on(t, source, []byte(`CREATE ROLE a; CREATE DATABASE shop;
+\connect shop
+CREATE TABLE items (id int PRIMARY KEY, name text); INSERT INTO items SELECT i, repeat('item ' || i, 20) FROM generate_series(1, 50000) i;
+CREATE INDEX named ON items (name);
+`), "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", "postgres")
+	on(t, target, []byte("CREATE DATABASE shop;\n\\connect shop\nCREATE TABLE old AS SELECT 42 AS a"), "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", "postgres")
+	whole := on(t, source, nil, "pg_dumpall")
+	for _, test := range []struct{ phase, before, bad, want string }{
+		{"globals", "CREATE ROLE a;", "SELECT 1/0;\n", "SELECT 1/0 (at byte"},
+		{"schema", "CREATE TABLE public.items", "CREATE TABLE public.bad (a nosuch);\n", `CREATE TABLE public.bad (a nosuch) in database "shop"`},
+		{"data, its first row", "1\titem 1", "bad\titem\n", `COPY public.items (id, name) FROM stdin in database "shop"`},
+		{"data, its last row", "50000\titem 50000", "bad\titem\n", `invalid input syntax for type integer: "bad"`},
+		{"indexes", "CREATE INDEX named", "CREATE INDEX bad ON public.items (nosuch);\n", `CREATE INDEX bad ON public.items (nosuch) in database "shop"`},
+		{"indexes, the last", "-- PostgreSQL database dump complete\n--\n\n\\unrestrict", "ALTER TABLE public.items ADD CONSTRAINT bad CHECK (id < 0);\n", "is violated by some row"},
+	} {
+		t.Run(test.phase, func(t *testing.T) {
+			i := strings.LastIndex(whole, test.before)
+			if i < 0 {
+				t.Fatalf("the dump does not have %q", test.before)
+			}
+			if strings.HasPrefix(test.before, "--") {
+				i = strings.LastIndex(whole[:i], "\n--\n") + 1
+			}
+			b := backupOf(t, &CreateOptions{GUID: "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11", Stdin: strings.NewReader(whole[:i] + test.bad + whole[i:])})
+			for _, jobs := range []int{1, 3} {
+				o := intoOptions(target, jobs)
+				o.Clean = true
+				r, err := RestoreInto(t.Context(), b, o)
+				var f *postgres.Failure
+				if !errors.As(err, &f) || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "SQLSTATE") {
+					t.Errorf("jobs %d: %v", jobs, err)
+				}
+				if !strings.Contains(strings.Join(r.State, "\n"), "as they were") {
+					t.Errorf("said: %q", r.State)
+				}
+				if got := sql(t, target, "postgres", "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database"); got != "postgres shop template0 template1" {
+					t.Errorf("databases: %s", got)
+				}
+				if sql(t, target, "shop", "SELECT a FROM old") != "42" {
+					t.Error("the old data are gone")
+				}
+			}
+		})
 	}
 }
 
