@@ -784,7 +784,7 @@ func (r *Replayer) copyRows(worker int, c *copyIn) {
 		own = true
 		err = runSQL(r.ctx, session.conn, "BEGIN")
 	}
-	src := &rowReader{r: r, queue: c.queue}
+	src := r.newRowReader(c.queue)
 	var tag pgconn.CommandTag
 	if err == nil {
 		tag, err = session.conn.CopyFrom(r.ctx, src, c.sql)
@@ -869,26 +869,29 @@ func withoutLine(err error) error {
 	return &other
 }
 
-// rowReader reads the chunks of a queue one after the other.
+// rowReader reads the chunks of a queue one after the other. After a connection is lost CopyFrom returns while it may still be
+// in Read, which is why that takes part in no more than the reader's own.
 type rowReader struct {
-	r           *Replayer
-	queue       chan []byte
+	r     *Replayer
+	queue chan []byte
+	done  chan struct{} // closed by release
+
+	mu          sync.Mutex
 	chunk, rest []byte
 }
 
+func (r *Replayer) newRowReader(queue chan []byte) *rowReader {
+	return &rowReader{r: r, queue: queue, done: make(chan struct{})}
+}
+
+var errReleased = errors.New("the rows are not wanted any more")
+
 func (s *rowReader) Read(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for len(s.rest) == 0 {
-		s.release()
-		select {
-		case chunk, ok := <-s.queue:
-			if !ok {
-				return 0, io.EOF
-			}
-			s.chunk, s.rest = chunk, chunk
-			s.r.live.Add(int64(bytes.Count(chunk, []byte{'\n'})))
-			s.r.tell(func(*ReplayProgress) {})
-		case <-s.r.ctx.Done():
-			return 0, context.Cause(s.r.ctx)
+		if err := s.next(); err != nil {
+			return 0, err
 		}
 	}
 	n := copy(p, s.rest)
@@ -896,10 +899,49 @@ func (s *rowReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// release gives the chunk back.
-func (s *rowReader) release() {
+// next gives the chunk back and takes another one. It is called, and returns, with mu held.
+func (s *rowReader) next() error {
+	s.giveBack()
+	s.mu.Unlock()
+	var chunk []byte
+	err := io.EOF
+	select {
+	case <-s.done:
+		err = errReleased
+	case <-s.r.ctx.Done():
+		err = context.Cause(s.r.ctx)
+	case c, ok := <-s.queue:
+		if ok {
+			chunk, err = c, nil
+			s.r.live.Add(int64(bytes.Count(chunk, []byte{'\n'})))
+			s.r.tell(func(*ReplayProgress) {})
+		}
+	}
+	s.mu.Lock()
+	if err != nil {
+		return err
+	}
+	s.chunk, s.rest = chunk, chunk
+	select {
+	case <-s.done: // meanwhile
+		s.giveBack()
+		return errReleased
+	default:
+		return nil
+	}
+}
+
+func (s *rowReader) giveBack() {
 	if s.chunk != nil {
 		s.r.putChunk(s.chunk)
 		s.chunk, s.rest = nil, nil
 	}
+}
+
+// release ends the reading.
+func (s *rowReader) release() {
+	close(s.done)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.giveBack()
 }
