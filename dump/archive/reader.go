@@ -299,8 +299,8 @@ func (s *stream) checkSegment(i int64, data []byte) error {
 	if !bytes.Equal(sum[:], s.sums[i*sha256.Size:(i+1)*sha256.Size]) {
 		offset := i * SegmentSize
 		object := s.where(offset, int64(len(data)))
-		return damaged(object, "changed since it was written: the digest of bytes %d to %d of the stream is wrong",
-			offset, offset+int64(len(data))-1)
+		return damagedRange(offset, int64(len(data)), object,
+			"changed since it was written: the digest of segment %d, bytes %d to %d of the stream, is wrong", i, offset, offset+int64(len(data))-1)
 	}
 	return nil
 }
