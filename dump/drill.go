@@ -293,6 +293,9 @@ func (d *drill) dropRestored(ctx context.Context, target postgres.Config, databa
 	}
 	defer server.Close()
 	for _, name := range databases {
+		if exists, err := server.HasDatabase(ctx, name); err == nil && !exists {
+			continue
+		}
 		if server.Info().Database == name {
 			err = server.MoveTo(ctx, server.Available([]string{name}))
 		}

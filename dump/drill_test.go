@@ -111,9 +111,9 @@ func TestDrill(t *testing.T) {
 				`table public.parts1 of database "shop" has 10 rows as the dump, but other contents`,
 				`the large objects of database "shop" are 3 with`,
 				`what the backup sets is not in force: ALTER DATABASE shop SET bytea_output`,
-				`what the backup sets is not in force: ALTER ROLE clerk …`,
-				`what the backup sets is not in force: ALTER ROLE clerk …`,
 				`what the backup sets is not in force: ALTER ROLE clerk IN DATABASE shop …`,
+				`what the backup sets is not in force: ALTER ROLE clerk …`,
+				`what the backup sets is not in force: ALTER ROLE clerk …`,
 				`what the backup sets is not in force: GRANT staff TO clerk`,
 			},
 			"SET allow_system_table_mods = on; UPDATE pg_proc SET prolang = 99999 WHERE proname = 'fingerprints'": {

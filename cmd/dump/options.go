@@ -80,6 +80,8 @@ var options = []option{
 	{"no-tablespaces", toggle, "false", "", "everything goes to the default tablespace", "restore"},
 	{"no-subscriptions", toggle, "false", "", "no subscriptions", "restore"},
 
+	{"skip-damaged", toggle, "false", "", "write what is whole of a damaged backup, and say what is missing; status 7; not with --into", "restore"},
+
 	{"into", text, "", "DSN", "restore into this server instead of writing SQL: key-value string or URI as libpq takes them, \"\" being PGHOST and so on; of several hosts, the primary", "restore"},
 	{"clean", toggle, "false", "", "with --into: replace databases that hold something, when all is restored", "restore"},
 	{"in-place", toggle, "false", "", "with --clean: drop the old databases first, for want of room", "restore"},

@@ -29,6 +29,9 @@ type ReadOptions struct {
 	// AllowUnauthenticated releases what nothing vouches for: foreign backups,
 	// and ours where .sums is lost.
 	AllowUnauthenticated bool
+	// SkipDamaged has ranges read though other parts of the stream are missing. What is released
+	// is authenticated all the same.
+	SkipDamaged bool
 	// Derivation of a foreign backup; nil tries those in use.
 	Derivation *crypto.Derivation
 	// Progress is told of stored bytes as they are read; nil is silent.
@@ -186,7 +189,7 @@ func (b *Backup) decoder(ctx context.Context, o *ReadOptions) (*decoder, error) 
 		from: int64(crypto.HeaderSize), frameCount: -1,
 	}
 	if b.Authenticated {
-		if damage := b.CheckObjects(); len(damage) > 0 {
+		if damage := b.CheckObjects(); len(damage) > 0 && !o.SkipDamaged {
 			if err := fatal(damage, b.Metadata, o); err != nil {
 				return nil, err
 			}
