@@ -63,6 +63,7 @@ type drill struct {
 	progress Progress
 	log      *slog.Logger
 	mu       sync.Mutex // for the reports
+	major    bool       // the server is of the backup's major version
 	exact    bool       // the text of equal values is the same there
 }
 
@@ -159,11 +160,9 @@ func (d *drill) target(ctx context.Context) (restore postgres.Config, stop func(
 	if d.Into != nil {
 		return *d.Into, nothing, nil
 	}
-	version := ""
-	if v := majorText(d.known.server); v != "" {
-		version = v
-	} else {
-		d.open("", "the backup does not tell the version of its server, so that the newest that was found is taken")
+	version := majorText(d.known.server)
+	if version == "" {
+		d.log.Info("the backup does not tell the version of its server, so that the newest that was found is taken")
 	}
 	if err := d.checkRoom(); err != nil {
 		return postgres.Config{}, nothing, err
@@ -322,7 +321,8 @@ func (d *drill) compare(ctx context.Context, target postgres.Config) error {
 	if d.toc != nil {
 		recorded = d.toc.Settings
 	}
-	d.exact = recorded != nil && majorText(d.known.server) != "" && majorText(d.known.server) == majorText(d.report.Server)
+	d.major = sameMajor(d.known.server, d.report.Server)
+	d.exact = d.major && recorded != nil
 	if recorded == nil { // as of create, which makes them the likeliest
 		recorded = map[string]string{"TimeZone": "UTC", "bytea_output": "hex"}
 	}
@@ -460,8 +460,8 @@ func (d *drill) compareTable(ctx context.Context, r *postgres.TableReader, datab
 }
 
 func (d *drill) whyInexact() string {
-	if from, to := majorText(d.known.server), majorText(d.report.Server); from != "" && from != to {
-		return fmt.Sprintf("the text of floats and more differs between PostgreSQL %s and %s", from, to)
+	if from := majorText(d.known.server); !d.major && from != "" {
+		return fmt.Sprintf("the text of floats and more differs between PostgreSQL %s and %s", from, majorText(d.report.Server))
 	}
 	return "the settings that the dump was made with are not known"
 }
@@ -537,17 +537,13 @@ func (d *drill) dumpAgain(ctx context.Context, server *postgres.Server) error {
 	if _, err := complete.Kind(); err != nil {
 		d.finding("a dump of the restored databases is not complete: %v", err)
 	}
-	same := false // words of the same program can be compared
-	if m := d.backup.Metadata; m != nil {
-		same = majorText(m.Source.PgDumpall) != "" && majorText(m.Source.PgDumpall) == majorText(dump.ProgramVersion())
-	}
 	roles := got.summary.Roles
 	for _, r := range d.known.summary.Roles {
 		if !slices.Contains(roles, r) {
 			d.finding("role %q is missing", r)
 		}
 	}
-	if !same || !d.exact {
+	if !d.major || !sameMajor(d.known.program, dump.ProgramVersion()) {
 		if len(d.known.globals) > 0 {
 			d.open("a drill with the backup's versions of server and pg_dumpall compares them",
 				"only the names of roles were compared, not attributes and settings, since the versions differ or are not known")
@@ -568,6 +564,7 @@ type known struct {
 	summary    *script.Summary
 	contents   *script.Contents
 	server     string            // version of the server that was dumped
+	program    string            // version of pg_dump
 	plain      int64             // bytes of SQL
 	encodings  map[string]string // client_encoding, by database
 	inserts    map[string]bool   // databases with rows outside of COPY
@@ -592,9 +589,11 @@ func (k *known) Item(it script.Item) error {
 	k.plain = max(k.plain, it.Offset+int64(len(it.Text)))
 	switch it.Kind {
 	case script.Blank:
-		if _, rest, ok := bytes.Cut(it.Text, []byte("-- Dumped from database version ")); ok && k.server == "" {
-			line, _, _ := bytes.Cut(rest, []byte("\n"))
-			k.server = string(line)
+		for from, to := range map[string]*string{"-- Dumped from database version ": &k.server, "-- Dumped by pg_dump version ": &k.program} {
+			if _, rest, ok := bytes.Cut(it.Text, []byte(from)); ok && *to == "" {
+				line, _, _ := bytes.Cut(rest, []byte("\n"))
+				*to = string(line)
+			}
 		}
 	case script.Meta:
 		if name, ok := script.ParseConnect(it.Text); ok {
@@ -660,6 +659,8 @@ func majorText(version string) string {
 	}
 	return ""
 }
+
+func sameMajor(a, b string) bool { return majorText(a) != "" && majorText(a) == majorText(b) }
 
 func hintOf(err error) string {
 	var h interface{ Hint() string }

@@ -193,3 +193,49 @@ func (p atPhase) Start(phase string, _ int64) {
 func (atPhase) Add(int64) {}
 func (atPhase) Done()     {}
 
+
+// TestDrillForeign drills what nothing but the stream itself tells of.
+func TestDrillForeign(t *testing.T) {
+	source := startCluster(t)
+	sql(t, source, "postgres", drillSource)
+	stored := func(t *testing.T, text string) *archive.Backup {
+		return backupOf(t, &CreateOptions{Stdin: strings.NewReader(text), GUID: "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11"})
+	}
+	settings := []string{"PGOPTIONS=" + postgres.DumpSettings}
+	run := func(args ...string) string { return on(t, source, nil, "env", args...) }
+
+	t.Run("cluster", func(t *testing.T) {
+		if r := verifyRestore(t, stored(t, run(append(settings, "pg_dumpall")...)), nil); !r.OK() || r.Drill.Rows != 2055 {
+			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("database", func(t *testing.T) {
+		if r := verifyRestore(t, stored(t, run(append(settings, "pg_dump", "shop")...)), nil); len(r.Findings) > 0 || r.Drill.Rows != 2054 {
+			t.Errorf("%+v, %+v", r, r.Drill)
+		}
+	})
+	t.Run("other settings", func(t *testing.T) {
+		r := verifyRestore(t, stored(t, run("pg_dumpall")), nil)
+		if len(r.Findings) > 0 || len(r.Inconclusive) != 1 || !strings.Contains(r.Inconclusive[0].Text, "the settings that the dump was made with are not known") || r.Drill.Record != "" {
+			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("inserts", func(t *testing.T) {
+		r := verifyRestore(t, backup(t, source, "--inserts"), nil)
+		if len(r.Findings) > 0 || len(r.Inconclusive) != 2 || !strings.Contains(r.Inconclusive[0].Text, "INSERT") {
+			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("a statement fails", func(t *testing.T) {
+		r := verifyRestore(t, stored(t, strings.Replace(run(append(settings, "pg_dumpall")...), "CREATE SEQUENCE public.untouched", "CREATE SEQUENCEX public.untouched", 1)), nil)
+		if len(r.Findings) == 0 || !strings.HasPrefix(r.Findings[0], "a statement of the backup failed: ") || r.Drill.Record == "" {
+			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("extension", func(t *testing.T) {
+		r := verifyRestore(t, stored(t, strings.Replace(run(append(settings, "pg_dumpall")...), "CREATE TABLE public.orders", "CREATE EXTENSION no_such_extension;\nCREATE TABLE public.orders", 1)), nil)
+		if len(r.Findings) > 0 || len(r.Inconclusive) == 0 || !strings.Contains(r.Inconclusive[0].Text, `extension "no_such_extension"`) || r.Inconclusive[0].Hint == "" {
+			t.Errorf("%+v", r)
+		}
+	})
+}

@@ -161,20 +161,26 @@ func Sample(all []*archive.Backup, n int, now time.Time) []*archive.Backup {
 		picked[bs[0]] = n > 0
 		classes := classesOf(bs[1:], now)
 		for i := range n - 1 {
-			if len(classes) == 0 {
-				break
-			}
 			turn := day*(n-1) + i
-			c := turn % len(classes)
-			at := turn / len(classes) % len(classes[c])
-			picked[classes[c][at]] = true
-			// It is not picked twice on one day.
-			if classes[c] = slices.Delete(slices.Clone(classes[c]), at, at+1); len(classes[c]) == 0 {
-				classes = slices.Delete(classes, c, c+1)
+			if b := nextOf(classes, turn, picked); b != nil {
+				picked[b] = true
 			}
 		}
 	}
 	return slices.DeleteFunc(slices.Clone(all), func(b *archive.Backup) bool { return !picked[b] })
+}
+
+// nextOf returns the backup whose turn it is, or the next one where it was picked already; nil where all were.
+func nextOf(classes [][]*archive.Backup, turn int, picked map[*archive.Backup]bool) *archive.Backup {
+	for c := range classes {
+		class := classes[(turn+c)%len(classes)]
+		for i := range class {
+			if b := class[(turn/len(classes)+i)%len(class)]; !picked[b] {
+				return b
+			}
+		}
+	}
+	return nil
 }
 
 // classesOf sorts backups, newest first, into classes of age; none is empty.

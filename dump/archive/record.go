@@ -102,14 +102,20 @@ func (b *Backup) newestRecord(ctx context.Context) *Record {
 		if err == nil && r.VerifiedAt.UnixMilli() != ms {
 			err = errors.New("its time is not that of its name")
 		}
-		if err != nil {
+		if errors.Is(err, errRecordMAC) {
 			b.log.Warn("a record of a drill does not count", "object", name, "err", err)
+			continue
+		}
+		if err != nil {
+			b.log.Info("a record of a drill does not count", "object", name, "err", err)
 			continue
 		}
 		return r
 	}
 	return nil
 }
+
+var errRecordMAC = errors.New("its MAC is wrong")
 
 // parseRecord reads a record of the backup. Where the backup is authenticated, so is the record.
 func (b *Backup) parseRecord(text []byte) (*Record, error) {
@@ -118,7 +124,7 @@ func (b *Backup) parseRecord(text []byte) (*Record, error) {
 		return nil, err
 	}
 	if b.Authenticated && !hmac.Equal(b.recordMAC(covered), mac) {
-		return nil, errors.New("its MAC is wrong")
+		return nil, errRecordMAC
 	}
 	r := new(Record)
 	if err := json.Unmarshal(append(slices.Clone(covered), `"}`...), r); err != nil {
