@@ -58,6 +58,7 @@ type drill struct {
 	read     archive.ReadOptions
 	toc      *archive.TOC
 	known    *known
+	made     []PlannedDatabase // what the restore has put in place
 	result   *VerifyReport
 	report   *DrillReport
 	progress Progress
@@ -139,8 +140,8 @@ func (d *drill) run(ctx context.Context) (err error) {
 			d.open("", "%v", stopErr)
 		}
 	}()
-	databases, err := d.restore(ctx, target)
-	defer d.dropRestored(ctx, target, databases)
+	err = d.restore(ctx, target)
+	defer d.dropRestored(ctx, target)
 	if err != nil {
 		return err
 	}
@@ -172,7 +173,7 @@ func (d *drill) target(ctx context.Context) (restore postgres.Config, stop func(
 		BinDir: d.BinDir, Version: version, Parent: d.TempDir, Logger: d.log,
 		Settings: map[string]string{
 			// Nothing of it has to outlive the drill, and nobody follows it.
-			"wal_level": "minimal", "archive_mode": "off", "max_wal_senders": "0", "autovacuum": "off",
+			"wal_level": "minimal", "archive_mode": "off", "max_wal_senders": "0", "max_wal_size": "256MB", "autovacuum": "off",
 			"max_connections": fmt.Sprint(50 + 2*d.Jobs), "max_locks_per_transaction": "1000",
 		},
 	})
@@ -203,8 +204,8 @@ func (d *drill) need() int64 {
 	return need + DrillRoom
 }
 
-// restore replays the backup, and returns the databases that were not there before.
-func (d *drill) restore(ctx context.Context, target postgres.Config) (made []string, err error) {
+// restore replays the backup.
+func (d *drill) restore(ctx context.Context, target postgres.Config) error {
 	database := "restored"
 	if d.Into != nil {
 		database = d.IntoDatabase
@@ -217,14 +218,14 @@ func (d *drill) restore(ctx context.Context, target postgres.Config) (made []str
 	}
 	r, err := RestoreInto(ctx, d.backup, o)
 	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+		return context.Cause(ctx)
 	}
 	if r == nil {
 		var preflight *PreflightError
 		var damage *archive.DamageError
 		switch {
 		case errors.As(err, &damage):
-			return nil, err
+			return err
 		case errors.As(err, &preflight):
 			for _, p := range preflight.Problems {
 				d.open(p.Hint, "%s", p.Text)
@@ -232,18 +233,14 @@ func (d *drill) restore(ctx context.Context, target postgres.Config) (made []str
 		default:
 			d.open(hintOf(err), "%v", err)
 		}
-		return nil, errInconclusive
+		return errInconclusive
 	}
 	if err == nil {
-		for _, p := range r.Plan.Databases {
-			if p.Existing == nil {
-				made = append(made, p.Name)
-			}
-		}
+		d.made = r.Plan.Databases
 	}
 	var damage *archive.DamageError
 	if errors.As(err, &damage) {
-		return made, err
+		return err
 	}
 	failures := r.Failures
 	var failure *postgres.Failure
@@ -273,37 +270,52 @@ func (d *drill) restore(ctx context.Context, target postgres.Config) (made []str
 		d.open(cmp.Or(hintOf(err), hint), "the restore ended early: %v", err)
 	}
 	if err != nil {
-		return made, errInconclusive
+		return errInconclusive
 	}
-	return made, nil
+	return nil
 }
 
-// dropRestored removes databases from a server that is not ours. Roles stay, since they may have been there.
-func (d *drill) dropRestored(ctx context.Context, target postgres.Config, databases []string) {
-	if d.Into == nil || len(databases) == 0 {
+// dropRestored removes the restored databases from a server that is not ours, and makes those anew that were there, and empty.
+// Roles stay, since they may have been there.
+func (d *drill) dropRestored(ctx context.Context, target postgres.Config) {
+	if d.Into == nil || len(d.made) == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
+	left := func(err error, names ...string) {
+		d.open("drop it", "left by the drill: database %s: %v", strings.Join(names, ", "), err)
+	}
 	server, err := postgres.ConnectPrimary(ctx, target)
 	if err != nil {
-		d.open("drop them", "the databases %s of the drill are still there: %v", strings.Join(databases, ", "), err)
+		var names []string
+		for _, p := range d.made {
+			names = append(names, p.Name)
+		}
+		left(err, names...)
 		return
 	}
 	defer server.Close()
-	for _, name := range databases {
-		if exists, err := server.HasDatabase(ctx, name); err == nil && !exists {
+	for _, p := range d.made {
+		if exists, err := server.HasDatabase(ctx, p.Name); err == nil && !exists {
 			continue
 		}
-		if server.Info().Database == name {
-			err = server.MoveTo(ctx, server.Available([]string{name}))
+		if p.Existing != nil && p.Existing.Template {
+			left(errors.New("it is a template"), p.Name)
+			continue
+		}
+		var err error
+		if server.Info().Database == p.Name {
+			err = server.MoveTo(ctx, server.Available([]string{p.Name}))
 		}
 		if err == nil {
-			_, err = server.DropDatabase(ctx, name)
+			_, err = server.DropDatabase(ctx, p.Name)
+		}
+		if err == nil && p.Existing != nil {
+			err = server.CreateDatabase(ctx, p.Name)
 		}
 		if err != nil {
-			d.open("drop it", "database %q of the drill is still there: %v", name, err)
-			err = nil
+			left(err, p.Name)
 		}
 	}
 }

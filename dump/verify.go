@@ -36,9 +36,9 @@ type VerifyOptions struct {
 	Read  archive.ReadOptions
 	// NotBefore is when the dump must have started at the earliest; the zero time is no limit.
 	NotBefore time.Time
-	Drill    DrillOptions // of LevelRestore
-	Progress Progress
-	Logger   *slog.Logger
+	Drill     DrillOptions // of LevelRestore
+	Progress  Progress
+	Logger    *slog.Logger
 }
 
 // VerifyReport tells what was found.

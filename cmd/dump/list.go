@@ -37,7 +37,7 @@ type listed struct {
 	Authenticated bool              `json:"authenticated"`
 	Problem       string            `json:"problem,omitempty"`
 	StartedAt     time.Time         `json:"started_at"`
-	Bytes         int64             `json:"bytes"` // of all objects
+	Bytes         int64             `json:"bytes"`                 // of all objects
 	VerifiedAt    *time.Time        `json:"verified_at,omitempty"` // by a drill that was passed
 	Drill         *archive.Record   `json:"drill,omitempty"`       // the newest
 	Metadata      *archive.Metadata `json:"metadata,omitempty"`

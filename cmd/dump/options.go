@@ -105,7 +105,7 @@ var options = []option{
 	{"all", toggle, "false", "", "verify every complete backup, of --guid where that is given", "verify"},
 	{"since", text, "", "TIME|SPAN", "verify those that started since then, as 2026-01-31 or 7d (also h, w, m for months, y)", "verify"},
 	{"sample", number, "0", "N", "verify N backups of each cluster: the latest, and others of all ages in turn, from day to day", "verify"},
-	{"max-age", text, "", "SPAN", "fail where the dump is older than this, as 26h or 2d", "verify"},
+	{"max-age", text, "", "SPAN", "fail where the dump is older than this, as 26h or 2d; of several, the latest", "verify"},
 	{"into", text, "", "DSN", "with --level restore: restore into this server instead of a throwaway cluster; its databases of the same names must be empty", "verify"},
 	{"temp-dir", text, "", "DIR", "with --level restore: where the data of the throwaway cluster lie meanwhile; default is TMPDIR", "verify"},
 	{"bin-dir", text, "", "DIR", "with --level restore: directory of initdb and postgres; default is PATH and the usual places", "verify"},

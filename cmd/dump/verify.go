@@ -36,17 +36,18 @@ with a key, by the bytes of SQL and the tables that it hits.
 A drill starts a throwaway cluster of the backup's major version on this machine: on a
 socket only, without fsync and WAL archiving, and removed at the end, also after a
 failure or Ctrl-C. --into names another server instead: databases that are restored there
-are dropped at the end, roles stay and get the passwords of the backup, so it must not be
-one in use. Then it compares, with the contents that the backup's index tells: the number
+are dropped at the end, or made anew where they were there and empty; roles stay and get
+the passwords of the backup, so it must not be one in use. Then it compares, with the contents that the backup's index tells: the number
 and the fingerprint of every table's rows, sequences, large objects, roles with their
 attributes and settings, settings of databases; and it dumps all schemas once more. The
 result is written beside the backup, dump list and dump show tell it, and prune
 --require-verified goes by it.
 
 Status 0: all of it is right. 7: damaged, or what came back differs. 1: older than
---max-age. 3: inconclusive, neither passed nor failed: a program, an extension, a locale
-or room on the disk is missing here, or the versions do not allow to compare; what to
-install is said. Of several backups, the worst counts.
+--max-age, where it is the one that is named, or the latest. 3: inconclusive, neither
+passed nor failed: a program, an extension, a locale or room on the disk is missing here,
+or the versions do not allow to compare; what to install is said. Of several backups, the
+worst counts.
 
 --sample picks, for a daily run: of each cluster the latest backup and, from day to day in
 turn, others of all ages.`, atMostOne, runVerify)
@@ -127,6 +128,7 @@ func runVerify(ctx context.Context, f flags, args []string) error {
 		return err
 	}
 	var backups []*archive.Backup
+	latest := map[*archive.Backup]bool{} // of its cluster and store
 	if many {
 		for _, s := range stores {
 			found, err := f.several(ctx, archive.OpenCatalog(s, keys, o.Logger), o)
@@ -134,6 +136,9 @@ func runVerify(ctx context.Context, f flags, args []string) error {
 				return err
 			}
 			backups = append(backups, found...)
+			for _, b := range dump.Sample(found, 1, time.Now()) {
+				latest[b] = true
+			}
 		}
 		if len(backups) == 0 {
 			return &archive.NotFoundError{What: "any to verify"}
@@ -144,11 +149,16 @@ func runVerify(ctx context.Context, f flags, args []string) error {
 			return err
 		}
 		backups = append(backups, b)
+		latest[b] = true
 	}
 	all := []verified{}
 	worst := statusDone
 	for _, b := range backups {
-		r, err := dump.Verify(ctx, b, o)
+		o := *o
+		if !latest[b] {
+			o.NotBefore = time.Time{} // it is old, and may be
+		}
+		r, err := dump.Verify(ctx, b, &o)
 		if ctx.Err() != nil {
 			return err
 		}
