@@ -206,11 +206,13 @@ func TestDrillForeign(t *testing.T) {
 	stored := func(t *testing.T, text string) *archive.Backup {
 		return backupOf(t, &CreateOptions{Stdin: strings.NewReader(text), GUID: "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11"})
 	}
+	target := startCluster(t)
+	into := func(o *VerifyOptions) { o.Drill.Into = &postgres.Config{DSN: target.DSN("postgres")} }
 	settings := []string{"PGOPTIONS=" + postgres.DumpSettings}
 	run := func(args ...string) string { return on(t, source, nil, "env", args...) }
 
 	t.Run("cluster", func(t *testing.T) {
-		if r := verifyRestore(t, stored(t, run(append(settings, "pg_dumpall")...)), nil); !r.OK() || r.Drill.Rows != 2055 {
+		if r := verifyRestore(t, stored(t, run(append(settings, "pg_dumpall")...)), into); !r.OK() || r.Drill.Rows != 2055 {
 			t.Errorf("%+v", r)
 		}
 	})
@@ -220,25 +222,31 @@ func TestDrillForeign(t *testing.T) {
 		}
 	})
 	t.Run("other settings", func(t *testing.T) {
-		r := verifyRestore(t, stored(t, run("pg_dumpall")), nil)
+		r := verifyRestore(t, stored(t, run("pg_dumpall")), into)
 		if len(r.Findings) > 0 || len(r.Inconclusive) != 1 || !strings.Contains(r.Inconclusive[0].Text, "the settings that the dump was made with are not known") || r.Drill.Record != "" {
 			t.Errorf("%+v", r)
 		}
 	})
 	t.Run("inserts", func(t *testing.T) {
-		r := verifyRestore(t, backup(t, source, "--inserts"), nil)
+		r := verifyRestore(t, backup(t, source, "--inserts"), into)
 		if len(r.Findings) > 0 || len(r.Inconclusive) != 2 || !strings.Contains(r.Inconclusive[0].Text, "INSERT") {
 			t.Errorf("%+v", r)
 		}
 	})
+	t.Run("other options", func(t *testing.T) {
+		r := verifyRestore(t, backup(t, source, "--load-via-partition-root", "--encoding=UTF8"), into)
+		if !r.OK() || r.Drill.Rows != 2055 || r.Drill.Tables != 7 {
+			t.Errorf("%+v, %+v", r, r.Drill)
+		}
+	})
 	t.Run("a statement fails", func(t *testing.T) {
-		r := verifyRestore(t, stored(t, strings.Replace(run(append(settings, "pg_dumpall")...), "CREATE SEQUENCE public.untouched", "CREATE SEQUENCEX public.untouched", 1)), nil)
+		r := verifyRestore(t, stored(t, strings.Replace(run(append(settings, "pg_dumpall")...), "CREATE SEQUENCE public.untouched", "CREATE SEQUENCEX public.untouched", 1)), into)
 		if len(r.Findings) == 0 || !strings.HasPrefix(r.Findings[0], "a statement of the backup failed: ") || r.Drill.Record == "" {
 			t.Errorf("%+v", r)
 		}
 	})
 	t.Run("extension", func(t *testing.T) {
-		r := verifyRestore(t, stored(t, strings.Replace(run(append(settings, "pg_dumpall")...), "CREATE TABLE public.orders", "CREATE EXTENSION no_such_extension;\nCREATE TABLE public.orders", 1)), nil)
+		r := verifyRestore(t, stored(t, strings.Replace(run(append(settings, "pg_dumpall")...), "CREATE TABLE public.orders", "CREATE EXTENSION no_such_extension;\nCREATE TABLE public.orders", 1)), into)
 		if len(r.Findings) > 0 || len(r.Inconclusive) == 0 || !strings.Contains(r.Inconclusive[0].Text, `extension "no_such_extension"`) || r.Inconclusive[0].Hint == "" {
 			t.Errorf("%+v", r)
 		}

@@ -160,7 +160,7 @@ func runVerify(ctx context.Context, f flags, args []string) error {
 		}
 		r, err := dump.Verify(ctx, b, &o)
 		if ctx.Err() != nil {
-			return err
+			return context.Cause(ctx)
 		}
 		v, status := asVerified(b, level, r, err)
 		if worse(status, worst) {

@@ -69,7 +69,8 @@ func (b *Backup) AddRecord(ctx context.Context, r *Record) (name string, err err
 	}
 	text = append(bytes.TrimSuffix(text, []byte("\n}")), ",\n  "+macPrefix...)
 	text = append(text, hex.EncodeToString(b.recordMAC(text))+macSuffix...)
-	return name, b.bucket.Put(ctx, name, bytes.NewReader(text), &storage.PutOptions{IfAbsent: true})
+	// A backup must not stay locked for longer because of its records: prune waits for the last lock.
+	return name, b.bucket.Put(ctx, name, bytes.NewReader(text), &storage.PutOptions{IfAbsent: true, Transient: true})
 }
 
 func (b *Backup) recordMAC(covered []byte) []byte {

@@ -216,6 +216,8 @@ func MissingPart(statement string, err error) (hint string, ok bool) {
 	switch {
 	case strings.Contains(e.Message, "shared_preload_libraries"):
 		return "restore into a server that has the library in shared_preload_libraries, with --into", true
+	case strings.Contains(e.Message+e.Detail, "bootstrap"):
+		return "the superuser that initdb made has another name at the source: restore into a server made with that name (initdb -U), with --into", true
 	case e.Code == "53100":
 		return "make room, or name a directory with room with --temp-dir", true
 	case e.Code == "0A000" || e.Code == "58P01":
