@@ -147,6 +147,12 @@ func (k *Key) MetadataMAC(salt []byte) hash.Hash {
 	return hmac.New(sha256.New, k.derive(salt, "metadata mac"))
 }
 
+// RecordMAC returns HMAC-SHA256 under the key that vouches for records of restore
+// drills of the backup whose stream has that salt.
+func (k *Key) RecordMAC(salt []byte) hash.Hash {
+	return hmac.New(sha256.New, k.derive(salt, "record mac"))
+}
+
 func (k *Key) derive(salt []byte, info string) []byte {
 	b, err := hkdf.Key(sha256.New, k.master(), salt, info, sha256.Size)
 	if err != nil {

@@ -84,3 +84,7 @@ for c in byhand withtool; do
         exit 1
     fi
 done
+
+say "a drill: restore into a throwaway cluster, compare, leave only a record"
+run "dump verify --level restore"
+run "dump list"

@@ -116,7 +116,7 @@ func backupOf(t *testing.T, o *CreateOptions) *archive.Backup {
 	mem := storagetest.Mem()
 	o.Stores = []storage.Bucket{mem}
 	o.Key = func(context.Context, string, bool) (*crypto.Key, error) { return testKey, nil }
-	o.Archive = archive.WriterOptions{Jobs: 2, Level: 1}
+	o.Archive.Jobs, o.Archive.Level = 2, 1
 	report, err := Create(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)

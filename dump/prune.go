@@ -86,8 +86,8 @@ func ParseSpan(s string) (Span, error) {
 // IsZero tells whether s is no time at all.
 func (s Span) IsZero() bool { return s == Span{} }
 
-// before returns the time that is s before t.
-func (s Span) before(t time.Time) time.Time {
+// Before returns the time that is s before t.
+func (s Span) Before(t time.Time) time.Time {
 	return t.AddDate(-s.Years, -s.Months, -s.Days).Add(-time.Duration(s.Hours) * time.Hour)
 }
 
@@ -168,7 +168,7 @@ func (p *Policy) decide(ds []*Decision, now time.Time) {
 		}
 	}
 	if !p.Within.IsZero() {
-		from := p.Within.before(now)
+		from := p.Within.Before(now)
 		for _, d := range ds {
 			if !started(d).Before(from) {
 				keep(d, "within")
@@ -199,7 +199,7 @@ func (p *Policy) decide(ds []*Decision, now time.Time) {
 		}
 	}
 	if p.FullDays > 0 {
-		from := Span{Days: p.FullDays}.before(now)
+		from := Span{Days: p.FullDays}.Before(now)
 		for _, d := range ds {
 			if !started(d).After(from) {
 				keep(d, "time: the newest that is old enough")

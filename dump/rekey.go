@@ -64,7 +64,7 @@ func Rekey(ctx context.Context, b *archive.Backup, o *RekeyOptions) (*RekeyRepor
 	// That it is ours the key tells, whoever trusts its signature.
 	read := o.Read
 	read.AllowUnauthenticated = true
-	found, err := Verify(ctx, made, LevelDecode, read, progress)
+	found, err := Verify(ctx, made, &VerifyOptions{Level: LevelDecode, Read: read, Progress: progress, Logger: o.Logger})
 	if err != nil {
 		return r, fmt.Errorf("the new backup %s could not be verified, so the old one stays: %w", made.ID, err)
 	}

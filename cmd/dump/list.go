@@ -40,7 +40,9 @@ type listed struct {
 	Signer        string            `json:"signer,omitempty"` // ID of the trusted one whose signature is right
 	Problem       string            `json:"problem,omitempty"`
 	StartedAt     time.Time         `json:"started_at"`
-	Bytes         int64             `json:"bytes"` // of all objects
+	Bytes         int64             `json:"bytes"`                 // of all objects
+	VerifiedAt    *time.Time        `json:"verified_at,omitempty"` // by a drill that was passed
+	Drill         *archive.Record   `json:"drill,omitempty"`       // the newest
 	Metadata      *archive.Metadata `json:"metadata,omitempty"`
 	Objects       []string          `json:"objects,omitempty"`
 }
@@ -48,7 +50,10 @@ type listed struct {
 func asListed(b *archive.Backup) listed {
 	l := listed{
 		BackupID: b.ID.String(), GUID: b.ID.GUID, Store: b.Bucket().String(), Status: b.Status,
-		Authenticated: b.Authenticated, StartedAt: b.StartedAt(), Bytes: b.Bytes, Metadata: b.Metadata,
+		Authenticated: b.Authenticated, StartedAt: b.StartedAt(), Bytes: b.Bytes, Drill: b.Drill, Metadata: b.Metadata,
+	}
+	if !b.Verified.IsZero() {
+		l.VerifiedAt = &b.Verified
 	}
 	if b.Problem != nil {
 		l.Problem = b.Problem.Error()
@@ -101,6 +106,14 @@ func needs(b *archive.Backup) string {
 	return "the private key of recipient " + strings.Join(ids, " or ")
 }
 
+// listState is the state with the newest drill.
+func listState(b *archive.Backup, keys crypto.Keyring) string {
+	if text := drillText(b); text != "" {
+		return state(b, keys) + ", " + text
+	}
+	return state(b, keys)
+}
+
 func runList(ctx context.Context, f flags, _ []string) error {
 	keys, err := f.keyring(ctx)
 	if err != nil {
@@ -150,7 +163,7 @@ func runList(ctx context.Context, f flags, _ []string) error {
 				}
 			}
 			byGUID[b.ID.GUID] = append(byGUID[b.ID.GUID], []string{
-				"  " + b.ID.String(), instant(b.StartedAt()), age(b.StartedAt()), sql, size(b.Bytes), kind, name, state(b, keys),
+				"  " + b.ID.String(), instant(b.StartedAt()), age(b.StartedAt()), sql, size(b.Bytes), kind, name, listState(b, keys),
 			})
 		}
 		if f.is("json") {

@@ -21,7 +21,7 @@ const (
 	statusDone        = 0
 	statusFailed      = 1
 	statusUsage       = 2
-	statusInPart      = 3 // some destination failed
+	statusInPart      = 3 // some destination failed, or a check was inconclusive
 	statusNotFound    = 4
 	statusKey         = 5
 	statusLocked      = 6

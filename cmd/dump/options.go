@@ -89,6 +89,8 @@ var options = []option{
 	{"no-tablespaces", toggle, "false", "", "everything goes to the default tablespace", "restore"},
 	{"no-subscriptions", toggle, "false", "", "no subscriptions", "restore"},
 
+	{"skip-damaged", toggle, "false", "", "write what is whole of a damaged backup, and say what is missing; status 7; not with --into", "restore"},
+
 	{"into", text, "", "DSN", "restore into this server instead of writing SQL: key-value string or URI as libpq takes them, \"\" being PGHOST and so on; of several hosts, the primary", "restore"},
 	{"clean", toggle, "false", "", "with --into: replace databases that hold something, when all is restored", "restore"},
 	{"in-place", toggle, "false", "", "with --clean: drop the old databases first, for want of room", "restore"},
@@ -108,7 +110,15 @@ var options = []option{
 	{"connections", number, strconv.Itoa(archive.DefaultConnections), "N", "how many requests to the store are under way at once; each takes 4 MiB of memory", "fetch restore verify rekey"},
 	{"output", text, ".", "DIR|FILE|-", "where to write: a folder, a file, or - for standard output", "fetch"},
 	{"encrypted", toggle, "false", "", "fetch the objects as they are, still encrypted; needs no key", "fetch"},
-	{"level", text, "decode", "LEVEL", "metadata, digest (neither needs a key) or decode", "verify"},
+	{"level", text, "decode", "LEVEL", "metadata, digest (neither needs a key), decode or restore", "verify"},
+	{"all", toggle, "false", "", "verify every complete backup, of --guid where that is given", "verify"},
+	{"since", text, "", "TIME|SPAN", "verify those that started since then, as 2026-01-31 or 7d (also h, w, m for months, y)", "verify"},
+	{"sample", number, "0", "N", "verify N backups of each cluster: the latest, and others of all ages in turn, from day to day", "verify"},
+	{"max-age", text, "", "SPAN", "fail where the dump is older than this, as 26h or 2d; of several, the latest", "verify"},
+	{"into", text, "", "DSN", "with --level restore: restore into this server instead of a throwaway cluster; its databases of the same names must be empty", "verify"},
+	{"temp-dir", text, "", "DIR", "with --level restore: where the data of the throwaway cluster lie meanwhile; default is TMPDIR", "verify"},
+	{"bin-dir", text, "", "DIR", "with --level restore: directory of initdb and postgres; default is PATH and the usual places", "verify"},
+	{"no-record", toggle, "false", "", "with --level restore: do not write the result beside the backup", "verify"},
 
 	{"keep-last", number, "0", "N", "keep the newest N", "prune"},
 	{"keep-within", text, "", "SPAN", "keep those that started within this time, as 36h, 14d, 8w, 6m (months), 1y or 1y6m", "prune"},
@@ -175,6 +185,8 @@ func fromEnvironment(fs *pflag.FlagSet) (err error) {
 			return
 		}
 		switch {
+		case f.Name == "into" && fs.Lookup("sample") != nil:
+			return // meant for restore; a drill goes only where it was told to
 		case f.Name == "key-file" && fs.Changed("key-command"):
 			return // what was given outranks what was set
 		case f.Name == "level" && isLevel(value) != (f.Value.Type() == "string"):
@@ -320,19 +332,44 @@ func (f flags) derivation(iterations int) (*crypto.Derivation, error) {
 	return &d, nil
 }
 
+// since reads a time or how long ago it was; the zero time where the option was not given.
+func (f flags) since(name string) (time.Time, error) {
+	s := f.text(name)
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if t, err := parseTime(s); err == nil {
+		return t, nil
+	}
+	span, err := dump.ParseSpan(s)
+	if err != nil {
+		return time.Time{}, usage("as 2026-01-31, 2026-01-31T03:00:00Z, 36h or 7d", "--%s %q is neither a time nor a span", name, s)
+	}
+	return span.Before(time.Now()), nil
+}
+
 // at reads --at; the zero time where it was not given.
 func (f flags) at() (time.Time, error) {
 	s := f.text("at")
 	if s == "" {
 		return time.Time{}, nil
 	}
+	t, err := parseTime(s)
+	if err != nil {
+		return t, usage("as 2026-01-31T03:00:00Z, or \"2026-01-31 03:00\" in UTC", "--at %q is not a time", s)
+	}
+	return t, nil
+}
+
+// parseTime reads a time as operators write it; UTC without a zone.
+func parseTime(s string) (t time.Time, err error) {
 	for _, layout := range []string{
 		time.RFC3339Nano, "2006-01-02 15:04:05Z07:00", "2006-01-02T15:04:05", "2006-01-02 15:04:05",
 		"2006-01-02T15:04", "2006-01-02 15:04", "2006-01-02",
 	} {
-		if t, err := time.ParseInLocation(layout, s, time.UTC); err == nil {
+		if t, err = time.ParseInLocation(layout, s, time.UTC); err == nil {
 			return t, nil
 		}
 	}
-	return time.Time{}, usage("as 2026-01-31T03:00:00Z, or \"2026-01-31 03:00\" in UTC", "--at %q is not a time", s)
+	return time.Time{}, err
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strings"
 
@@ -61,6 +62,11 @@ or policy that refers to one stays, and psql fails at it. Partitions and childre
 tables of their own: name each. Put double quotes around parts that hold dots or quotes;
 nothing is folded to lower case.
 
+--skip-damaged salvages a damaged backup: the script has all that does not depend on
+damaged bytes, which is every statement and all rows but those of the damaged places; it is
+valid, and psql succeeds as far as constraints allow for the missing rows. What is missing
+is said on standard error and in comments of the script, and the status is 7.
+
 Without --clean nothing is dropped: to restore beside a database that exists, use --rename.`, atMostOne, runRestore)
 }
 
@@ -72,6 +78,9 @@ func runRestore(ctx context.Context, f flags, args []string) error {
 	selection, err := f.selection()
 	if err != nil {
 		return err
+	}
+	if f.is("skip-damaged") && (f.Changed("into") || !selection.IsZero()) {
+		return usage("restore to standard output and pipe it into psql", "--skip-damaged writes the whole backup, without --into and without a selection")
 	}
 	if !f.Changed("into") {
 		for _, name := range intoOnly {
@@ -94,11 +103,32 @@ func runRestore(ctx context.Context, f flags, args []string) error {
 	if f.Changed("into") {
 		return runInto(ctx, f, b, selection, o)
 	}
+	if f.is("skip-damaged") {
+		return salvage(ctx, b, o)
+	}
 	left, err := dump.RestoreSelected(ctx, b, os.Stdout, selection, o, progressUnlessOutput(), newLogger(f.is("verbose")))
 	for _, text := range left {
 		say("warning: left out: %s", text)
 	}
 	return err
+}
+
+// salvage writes what is whole of a backup.
+func salvage(ctx context.Context, b *archive.Backup, o archive.ReadOptions) error {
+	r, err := dump.Salvage(ctx, b, os.Stdout, o, progressUnlessOutput())
+	if err != nil {
+		return err
+	}
+	for _, d := range r.Damage {
+		report(d, "")
+	}
+	for _, m := range r.Missing {
+		say("missing: %v", &m)
+	}
+	if len(r.Damage) > 0 {
+		return &statusError{errors.New("the backup is damaged; everything else of it was written"), "an older backup or another store may have what is missing", statusDamaged}
+	}
+	return nil
 }
 
 // selection reads what is to be restored.

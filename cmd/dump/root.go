@@ -31,7 +31,7 @@ func newRoot() *cobra.Command {
 Each flag has an environment variable: --key-file is DUMP_KEY_FILE. Connections
 follow libpq: PGHOST, PGSERVICE, ~/.pgpass and so on.
 
-Exit status: 0 done; 1 failed; 2 wrong usage; 3 done in part; 4 no such backup;
+Exit status: 0 done; 1 failed; 2 wrong usage; 3 done in part, or inconclusive; 4 no such backup;
 5 key missing or wrong; 6 another run holds the lock; 7 damaged or not
 authenticated; 129 hangup; 130 interrupted; 143 terminated.`,
 		SilenceErrors: true,

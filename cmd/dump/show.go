@@ -52,6 +52,7 @@ func runShow(ctx context.Context, f flags, args []string) error {
 	row("backup", b.ID.String())
 	row("store", b.Bucket().String())
 	row("state", state(b, keys))
+	row("drill", drillText(b))
 	if b.Problem != nil {
 		row("problem", b.Problem.Error())
 	}

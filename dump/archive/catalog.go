@@ -11,7 +11,6 @@ import (
 	"iter"
 	"log/slog"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -73,8 +72,10 @@ type Backup struct {
 	Bytes int64
 	// Modified is when the newest of them was put, by the clock of the store.
 	Modified time.Time
-	// Verified is when a restore drill last succeeded; the zero time where no
-	// record tells of one.
+	// Drill is the newest record of a restore drill; nil where there is none. It
+	// is as good as the metadata: authenticated where these are, otherwise as found.
+	Drill *Record
+	// Verified is when that drill was, where it was passed; otherwise the zero time.
 	Verified time.Time
 
 	bucket  storage.Bucket
@@ -85,6 +86,7 @@ type Backup struct {
 	log     *slog.Logger
 
 	metadataDigest [sha256.Size]byte // of the metadata object as it was read
+	metadataMAC    string            // the digits in it
 }
 
 // Bucket returns where the backup is.
@@ -192,20 +194,11 @@ func (b *Backup) load(ctx context.Context) {
 	if b.Metadata == nil {
 		b.Parts = b.foundParts()
 	}
-	b.Verified = b.newestRecord()
-}
-
-// newestRecord judges the records of restore drills: one counts by its name,
-// <backup-id>.verified-<ms>.
-func (b *Backup) newestRecord() (newest time.Time) {
-	for name := range b.objects {
-		text, ok := strings.CutPrefix(name, b.ID.String()+verifiedSuffix)
-		ms, err := strconv.ParseInt(text, 10, 64)
-		if t := time.UnixMilli(ms).UTC(); ok && err == nil && ms > 0 && ms <= mostMillis && t.After(newest) {
-			newest = t
+	if b.Metadata != nil {
+		if b.Drill = b.newestRecord(ctx); b.Drill != nil && b.Drill.Passed() {
+			b.Verified = b.Drill.VerifiedAt
 		}
 	}
-	return newest
 }
 
 func (b *Backup) loadMetadata(ctx context.Context) {
@@ -220,6 +213,8 @@ func (b *Backup) loadMetadata(ctx context.Context) {
 	case m != nil:
 		b.Metadata, b.key, b.Authenticated, b.Problem = m, key, err == nil, err
 		b.Parts = m.Parts
+		_, mac, _ := cutMAC(text) // parsed already
+		b.metadataMAC = hex.EncodeToString(mac)
 		b.checkSignature(ctx, text)
 	case errors.Is(err, errForeignMetadata), errors.Is(err, errNotJSON) && !b.has(sumsSuffix) && !b.has(tocSuffix):
 		b.Status, b.Problem = Foreign, fmt.Errorf("%s: %w", b.ID, ErrForeign)
@@ -624,8 +619,18 @@ func (b *Backup) CheckObjects() []error {
 			found = append(found, damaged(name, "has %d bytes, %d were written", o.Size, size))
 		}
 	}
+	var offset int64
 	for _, p := range m.Parts {
-		compare(p.Name, p.Size)
+		if o, ok := b.objects[p.Name]; !ok {
+			want[p.Name] = true
+			found = append(found, damagedRange(offset, p.Size, p.Name, "missing"))
+		} else if o.Size < p.Size {
+			want[p.Name] = true
+			found = append(found, damagedRange(offset+o.Size, p.Size-o.Size, p.Name, "has %d bytes, %d were written", o.Size, p.Size))
+		} else {
+			compare(p.Name, p.Size)
+		}
+		offset += p.Size
 	}
 	for _, p := range b.foundParts() {
 		if !want[p.Name] {

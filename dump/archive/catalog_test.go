@@ -645,3 +645,63 @@ func mustFrame(t testing.TB, plain []byte) []byte {
 	}
 	return b
 }
+
+// TestRecord: only a record that the key of the backup made, for this backup, counts.
+func TestRecord(t *testing.T) {
+	t.Parallel()
+	g := goldenSmall()
+	bucket := maps.Clone(g.objects).bucket(t)
+	at := time.UnixMilli(1_700_000_000_000).UTC()
+	names := map[string]string{}
+	for i, result := range []string{DrillPassed, DrillFailed} {
+		b := find(t, bucket, testID.String())
+		name, err := b.AddRecord(t.Context(), &Record{VerifiedAt: at.Add(time.Duration(i)*time.Second + time.Microsecond), Result: result, Rows: 1 << 60})
+		if err != nil {
+			t.Fatal(err)
+		}
+		names[result] = name
+	}
+	b := find(t, bucket, testID.String())
+	if b.Drill == nil || b.Drill.Passed() || !b.Verified.IsZero() {
+		t.Errorf("the newest record is %+v", b.Drill)
+	}
+	if err := bucket.Delete(t.Context(), names[DrillFailed]); err != nil {
+		t.Fatal(err)
+	}
+	b = find(t, bucket, testID.String())
+	if b.Drill == nil || !b.Drill.Passed() || !b.Verified.Equal(at) || b.Drill.Rows != 1<<60 {
+		t.Errorf("the newest record is %+v", b.Drill)
+	}
+	text, err := readObject(t.Context(), bucket, names[DrillPassed], maxRecord)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, put := range map[string]struct{ name, text string }{
+		"another time":   {testID.String() + verifiedSuffix + "1700000005000", string(text)},
+		"another result": {names[DrillPassed], strings.Replace(string(text), "1152921504606846976", "1152921504606846975", 1)},
+		"nothing":        {names[DrillPassed], ""},
+		"another MAC":    {names[DrillPassed], string(text[:len(text)-6]) + "00\"\n}\n"},
+		"too much":       {names[DrillPassed], string(text) + strings.Repeat(" ", maxRecord)},
+	} {
+		if err := bucket.Delete(t.Context(), names[DrillPassed]); err != nil {
+			t.Fatal(err)
+		}
+		if err := bucket.Put(t.Context(), put.name, strings.NewReader(put.text), nil); err != nil {
+			t.Fatal(err)
+		}
+		if b := find(t, bucket, testID.String()); b.Drill != nil || !b.Verified.IsZero() {
+			t.Errorf("%s: counts: %+v", what, b.Drill)
+		}
+		if err := bucket.Delete(t.Context(), put.name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Nobody can make one without the key.
+	nobody, err := OpenCatalog(bucket, nil, nil).Find(t.Context(), Ref{ID: testID.String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nobody.AddRecord(t.Context(), &Record{}); err == nil {
+		t.Error("a record without a key")
+	}
+}

@@ -26,6 +26,8 @@ type DamageError struct {
 	Object string // name of the object
 	Reason string
 	Err    error // may be nil
+	// Stored is the damaged range of the stored stream, where it is known; otherwise its length is 0.
+	Stored script.Range
 }
 
 func (e *DamageError) Error() string {
@@ -40,6 +42,14 @@ func (e *DamageError) Unwrap() error { return e.Err }
 
 func damaged(object, format string, args ...any) error {
 	return &DamageError{Object: object, Reason: fmt.Sprintf(format, args...)}
+}
+
+// damagedRange is damaged with the place in the stored stream.
+func damagedRange(offset, length int64, object, format string, args ...any) error {
+	return &DamageError{
+		Object: object, Reason: fmt.Sprintf(format, args...),
+		Stored: script.Range{Offset: script.Number(offset), Length: script.Number(length)},
+	}
 }
 
 // WrongKeyError says that a backup was encrypted with none of the keys given.

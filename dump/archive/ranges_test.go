@@ -5,10 +5,12 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
 	"encdump/crypto"
+	"encdump/dump/script"
 	"encdump/storage"
 	"encdump/storage/storagetest"
 )
@@ -151,5 +153,30 @@ func TestRangesDamage(t *testing.T) {
 			t.Errorf("%d bytes and %v", len(got), err)
 		}
 		return
+	}
+}
+
+// TestLost: a frame is lost with any segment that it needs, that of the cipher block before it included.
+func TestLost(t *testing.T) {
+	t.Parallel()
+	segment := func(i int64) error { return damagedRange(i*SegmentSize, SegmentSize, "x", "changed") }
+	for _, c := range []struct {
+		first  int // compressed bytes of the first of two frames, which has 100 plain bytes
+		damage error
+		want   []script.Range
+	}{
+		{SegmentSize - 16, segment(0), []script.Range{{Offset: 0, Length: 300}}},      // begins with segment 1
+		{SegmentSize - 16 + 15, segment(0), []script.Range{{Offset: 0, Length: 300}}}, // in its first block
+		{SegmentSize, segment(0), []script.Range{{Offset: 0, Length: 100}}},           // in its second
+		{SegmentSize - 16, segment(1), []script.Range{{Offset: 100, Length: 200}}},
+		{SegmentSize - 15, segment(1), []script.Range{{Offset: 0, Length: 300}}},
+		{SegmentSize - 16, damagedRange(SegmentSize-1, 1, "x", "cut"), []script.Range{{Offset: 0, Length: 300}}},
+		{SegmentSize - 16, damagedRange(SegmentSize, 1, "x", "cut"), []script.Range{{Offset: 100, Length: 200}}},
+		{SegmentSize, damaged("x", "somewhere"), nil},
+	} {
+		toc := &TOC{Frames: [][2]int{{100, c.first}, {200, 5000}}}
+		if got := new(Backup).Lost(toc, []error{c.damage}); !slices.Equal(got, c.want) {
+			t.Errorf("%d bytes, %v: %v, want %v", c.first, c.damage, got, c.want)
+		}
 	}
 }

@@ -29,6 +29,9 @@ type ReadOptions struct {
 	// AllowUnauthenticated releases what nothing vouches for: foreign backups, those
 	// that want a signature, see [Catalog.Trust], and ours where .sums is lost.
 	AllowUnauthenticated bool
+	// SkipDamaged has ranges read though other parts of the stream are missing. What is released
+	// is authenticated all the same.
+	SkipDamaged bool
 	// Derivation of a foreign backup; nil tries those in use.
 	Derivation *crypto.Derivation
 	// Progress is told of stored bytes as they are read; nil is silent.
@@ -186,7 +189,7 @@ func (b *Backup) decoder(ctx context.Context, o *ReadOptions) (*decoder, error) 
 		from: int64(crypto.HeaderSize), frameCount: -1,
 	}
 	if b.key != nil {
-		if damage := b.CheckObjects(); len(damage) > 0 {
+		if damage := b.CheckObjects(); len(damage) > 0 && !o.SkipDamaged {
 			if err := fatal(damage, b.Metadata, o); err != nil {
 				return nil, err
 			}
@@ -299,8 +302,8 @@ func (s *stream) checkSegment(i int64, data []byte) error {
 	if !bytes.Equal(sum[:], s.sums[i*sha256.Size:(i+1)*sha256.Size]) {
 		offset := i * SegmentSize
 		object := s.where(offset, int64(len(data)))
-		return damaged(object, "changed since it was written: the digest of bytes %d to %d of the stream is wrong",
-			offset, offset+int64(len(data))-1)
+		return damagedRange(offset, int64(len(data)), object,
+			"changed since it was written: the digest of segment %d, bytes %d to %d of the stream, is wrong", i, offset, offset+int64(len(data))-1)
 	}
 	return nil
 }

@@ -6,7 +6,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"slices"
 	"sync/atomic"
+
+	"encdump/crypto"
+	"encdump/dump/script"
 )
 
 // Digests reads every object of the backup once and compares its digest with
@@ -144,6 +148,10 @@ func (c *segmentChecker) part(i int) error {
 		}
 		if failed == nil && p.err != nil {
 			failed = p.err
+			var e *DamageError
+			if end := c.stream.offsets[i+1]; errors.As(p.err, &e) {
+				failed = damagedRange(c.offset, end-c.offset, e.Object, "%s", e.Reason)
+			}
 			c.offset = c.stream.offsets[i+1]
 			c.buf = c.buf[:c.offset%SegmentSize]
 			c.lost = len(c.buf) > 0
@@ -178,6 +186,31 @@ func (c *segmentChecker) add(data []byte) {
 		}
 		c.buf, c.lost = c.buf[:0], false
 	}
+}
+
+// Lost returns the ranges of plain bytes that damage reaches, in order and apart from each other: those of the frames that need
+// a segment of which anything is damaged, since a segment is authenticated as a whole.
+func (b *Backup) Lost(toc *TOC, damage []error) []script.Range {
+	var out []script.Range
+	var at frameAt
+	for _, f := range toc.Frames {
+		from := int64(crypto.HeaderSize) + at.compressed
+		end := (from + int64(f[1]) + crypto.BlockSize - 1) / crypto.BlockSize * crypto.BlockSize
+		from = from/crypto.BlockSize*crypto.BlockSize - crypto.BlockSize // a block needs the one before it
+		if f[0] > 0 && slices.ContainsFunc(damage, func(err error) bool {
+			var e *DamageError
+			return errors.As(err, &e) && e.Stored.Length > 0 && int64(e.Stored.Offset)/SegmentSize*SegmentSize < end && (e.Stored.End()+SegmentSize-1)/SegmentSize*SegmentSize > from
+		}) {
+			if n := len(out); n > 0 && out[n-1].End() == at.plain {
+				out[n-1].Length += script.Number(f[0])
+			} else {
+				out = append(out, script.Range{Offset: script.Number(at.plain), Length: script.Number(f[0])})
+			}
+		}
+		at.plain += int64(f[0])
+		at.compressed += int64(f[1])
+	}
+	return out
 }
 
 // TOC reads the index of the backup, which must be authenticated; nil where it has none.
