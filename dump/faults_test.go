@@ -15,7 +15,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -635,39 +634,6 @@ func (f *faultTable) run(t *testing.T, row fault) (seen, prefixes int) {
 		}
 	}
 	return seen, prefixes
-}
-
-// mostMemory is what reading metadata of a store may allocate, in bytes, whatever the store answers with.
-const mostMemory = 64 << 20
-
-// TestFaultTableMemory has hostile metadata found and listed.
-func TestFaultTableMemory(t *testing.T) {
-	key := crypto.NewKey(crypto.NewPassphrase([]byte("a passphrase for this test")), "test")
-	key.ID() // derived once, outside the measurement
-	f := &faultTable{key: key}
-	f.id, f.gold = backUpFault(t, randomDump(1, 1000), key)
-	f.otherID = f.id
-	f.parts = []string{f.id + "-0"}
-	for _, texts := range f.hostile() {
-		for name, text := range texts {
-			c := archive.OpenCatalog(storeOf(t, with(f.gold, f.id+".json", text)), crypto.Keyring{key}, nil)
-			for what, read := range map[string]func(){
-				"find": func() { c.Find(t.Context(), archive.Ref{ID: f.id}) },
-				"list": func() {
-					for range c.Backups(t.Context(), "") {
-					}
-				},
-			} {
-				var before, after runtime.MemStats
-				runtime.ReadMemStats(&before)
-				read()
-				runtime.ReadMemStats(&after)
-				if n := after.TotalAlloc - before.TotalAlloc; n > mostMemory {
-					t.Errorf("%s of %s (%d bytes) allocates %d MiB", what, name, len(text), n>>20)
-				}
-			}
-		}
-	}
 }
 
 // wantEnding checks that out is the beginning of the SQL, in whole rows, and then what makes psql fail.
