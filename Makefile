@@ -26,6 +26,7 @@ demo: deps build
 
 test: deps build lint
 	go test -timeout 15m $(PACKAGES)
+	@go test -run '^TestFaultTable$$' -v ./dump | grep '^fault table:'
 
 test-all: deps build lint
 	@.ci/deps all

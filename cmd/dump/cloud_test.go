@@ -318,3 +318,98 @@ func TestLargeStream(t *testing.T) {
 		memory("restore", cmd.ProcessState)
 	}
 }
+
+// TestLockedBackup: whoever has the credentials of a bucket with Object Lock can hide a backup and put other objects over
+// it, and cannot destroy it. When that is taken back, it restores.
+func TestLockedBackup(t *testing.T) {
+	t.Parallel()
+	s := servers.S3(t, false)
+	s.MakeBucket(t, s3Bucket, true)
+	p := newS3Program(t, s)
+	var sql bytes.Buffer
+	if err := bigDump(&sql, 10_000); err != nil {
+		t.Fatal(err)
+	}
+	whole := sql.String()
+	create := p.command("create", "--stdin", "--part-size", "5000B", "--store", s.URL(s3Bucket, "lock-days", "1", "lock-mode", "compliance"))
+	create.Stdin = strings.NewReader(whole)
+	if out, err := create.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	objects, _ := inS3(t, s)
+	if len(objects) < 5 {
+		t.Fatalf("only %q", objects)
+	}
+
+	id := strings.TrimSuffix(objects[slices.IndexFunc(objects, func(o string) bool { return strings.HasSuffix(o, ".json") })], ".json")
+
+	// prune keeps it for a newer one that has no lock, and says until when.
+	second := p.command("create", "--stdin")
+	second.Stdin = strings.NewReader(whole)
+	if out, err := second.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	client, bucket := s.Client(), s3Bucket
+	retention, err := client.GetObjectRetention(t.Context(), &s3.GetObjectRetentionInput{Bucket: &bucket, Key: &objects[0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	until := "locked until " + retention.Retention.RetainUntilDate.UTC().Format(time.DateTime+"Z")
+	if plan := p.ok("prune", "--keep-last", "1", "--yes", "--verbose"); !strings.Contains(plan, until) {
+		t.Errorf("the plan of prune is %q, want %q", plan, until)
+	}
+	if now, _ := inS3(t, s); !slices.Equal(now[:len(objects)], objects) {
+		t.Errorf("after prune there are %q", now)
+	}
+	p.ok("delete", "latest", "--yes")
+
+	// Everything that a thief may ask for.
+	versions := func() *s3.ListObjectVersionsOutput {
+		t.Helper()
+		list, err := client.ListObjectVersions(t.Context(), &s3.ListObjectVersionsInput{Bucket: &bucket})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	ours := map[string]bool{} // versions of the backup
+	for _, v := range versions().Versions {
+		if slices.Contains(objects, *v.Key) {
+			ours[*v.Key+" "+*v.VersionId] = true
+		}
+	}
+	if len(ours) != len(objects) {
+		t.Fatalf("%d versions of %d objects", len(ours), len(objects))
+	}
+	for _, o := range objects {
+		if _, err := client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &o, Body: strings.NewReader("mine")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if status, out, _ := p.run("restore", id); status == 0 || out != "" {
+		t.Errorf("what a thief put over a backup is restored: status %d, %d bytes", status, len(out))
+	}
+	p.ok("delete", id, "--yes")
+	if out := p.ok("list"); strings.Contains(out, someGUID) {
+		t.Errorf("a deleted backup is listed: %s", out)
+	}
+	for _, v := range versions().Versions {
+		bypass := true
+		_, err := client.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &bucket, Key: v.Key, VersionId: v.VersionId, BypassGovernanceRetention: &bypass})
+		if ours[*v.Key+" "+*v.VersionId] == (err == nil) {
+			t.Errorf("version of %s deleted: %v", *v.Key, err)
+		}
+	}
+	for _, m := range versions().DeleteMarkers {
+		if _, err := client.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &bucket, Key: m.Key, VersionId: m.VersionId}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if now, _ := inS3(t, s); !slices.Equal(now, objects) {
+		t.Errorf("back are %q, not %q", now, objects)
+	}
+	if p.ok("restore", id) != whole {
+		t.Error("the backup does not restore")
+	}
+	p.ok("verify", id, "--level", "decode")
+}
