@@ -131,7 +131,11 @@ func runVerify(ctx context.Context, f flags, args []string) error {
 	latest := map[*archive.Backup]bool{} // of its cluster and store
 	if many {
 		for _, s := range stores {
-			found, err := f.several(ctx, archive.OpenCatalog(s, keys, o.Logger), o)
+			c, err := f.catalog(s, keys)
+			if err != nil {
+				return err
+			}
+			found, err := f.several(ctx, c, o)
 			if err != nil {
 				return err
 			}
