@@ -647,7 +647,7 @@ func learn(ctx context.Context, b *archive.Backup, toc *archive.TOC, o archive.R
 	var err error
 	if toc != nil && toc.Outline != nil && toc.Contents != nil {
 		k.contents = toc.Contents
-		err = toc.Outline.Items(k, func(script.Range) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("")), nil })
+		err = toc.Outline.Items(k, noRows)
 	} else {
 		var g script.Gatherer
 		o.Progress = nil

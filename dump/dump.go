@@ -397,13 +397,16 @@ func (r *rows) note(want script.Range) (io.ReadCloser, error) {
 			r.runs = append(r.runs, want)
 		}
 	}
-	return io.NopCloser(strings.NewReader("")), nil
+	return noRows(want)
 }
+
+// noRows opens a range of an outline of which the statements alone are wanted.
+func noRows(script.Range) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("")), nil }
 
 // open returns the rows of the next range that is wanted.
 func (r *rows) open(want script.Range) (io.ReadCloser, error) {
 	if want.Length == 0 {
-		return io.NopCloser(strings.NewReader("")), nil
+		return noRows(want)
 	}
 	if r.next == 0 || int64(want.Offset) >= r.runs[r.next-1].End() {
 		if r.next == len(r.runs) {

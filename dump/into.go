@@ -200,7 +200,7 @@ func summarize(ctx context.Context, b *archive.Backup, o *IntoOptions) (*script.
 	}
 	var err error
 	if outline != nil {
-		err = outline.Items(sel, func(script.Range) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("")), nil })
+		err = outline.Items(sel, noRows)
 	} else {
 		err = read(ctx, b, o.Read, sel.Item)
 	}

@@ -52,23 +52,6 @@ func runCreate(ctx context.Context, f flags, args []string) error {
 	if printable(f.text("name")) != f.text("name") && f.text("name") != "" {
 		return usage("", "--name %q holds characters that do not print", f.text("name"))
 	}
-	partSize, err := f.partSize()
-	if err != nil {
-		return err
-	}
-	derivation, err := f.derivation(crypto.DefaultIterations)
-	if err != nil {
-		return err
-	}
-	if derivation == nil {
-		derivation = &crypto.MD5
-	}
-	if *derivation == crypto.SHA256 {
-		return usage("md5, or pbkdf2 with --iter rounds", "--kdf sha256 is for reading foreign backups only")
-	}
-	if n := f.number("level"); n < 1 || n > 9 {
-		return usage("", "--level %d is not within 1 and 9", n)
-	}
 	if n := f.number("nice"); n < 0 || n > 19 {
 		return usage("", "--nice %d is not within 0 and 19", n)
 	}
@@ -76,18 +59,11 @@ func runCreate(ctx context.Context, f flags, args []string) error {
 	if lockWait == 0 {
 		lockWait = -1 // for ever; 0 would be the default
 	}
-	stall, err := f.stallTimeout()
+	writer, err := f.writerOptions(ctx)
 	if err != nil {
 		return err
 	}
-	recipients, err := f.recipients()
-	if err != nil {
-		return err
-	}
-	sign, err := f.signKey(ctx)
-	if err != nil {
-		return err
-	}
+	writer.AllowPartial = f.is("allow-partial")
 	stores, err := f.stores(ctx)
 	if err != nil {
 		return err
@@ -104,15 +80,9 @@ func runCreate(ctx context.Context, f flags, args []string) error {
 			if err != nil {
 				return nil, err
 			}
-			if err := k.Passphrase().CheckNew(*derivation); err != nil {
-				return nil, &statusError{fmt.Errorf("key from %s: %w", k.Source, err), "dump key generate makes a good one", statusKey}
-			}
-			return k, nil
+			return k, checkNewKey(k, writer.Derivation)
 		},
-		Archive: archive.WriterOptions{
-			Derivation: *derivation, Level: f.number("level"), PartSize: partSize, Jobs: f.jobs(),
-			AllowPartial: f.is("allow-partial"), StallTimeout: stall, Recipients: recipients, Sign: sign,
-		},
+		Archive:  *writer,
 		Tool:     tool(),
 		Nice:     f.number("nice"),
 		Progress: newProgress(),
@@ -170,6 +140,44 @@ func runCreate(ctx context.Context, f flags, args []string) error {
 			say("error: %s does not have the backup: %v", d.Bucket, d.Err)
 		}
 		return &statusError{status: statusInPart}
+	}
+	return nil
+}
+
+// writerOptions reads how a backup is written, by what create and rekey share.
+func (f flags) writerOptions(ctx context.Context) (*archive.WriterOptions, error) {
+	o := &archive.WriterOptions{Derivation: crypto.MD5, Level: f.number("level"), Jobs: f.jobs()}
+	var err error
+	if o.PartSize, err = f.partSize(); err != nil {
+		return nil, err
+	}
+	derivation, err := f.derivation(crypto.DefaultIterations)
+	if err != nil {
+		return nil, err
+	}
+	if derivation != nil {
+		o.Derivation = *derivation
+	}
+	if o.Derivation == crypto.SHA256 {
+		return nil, usage("md5, or pbkdf2 with --iter rounds", "--kdf sha256 is for reading foreign backups only")
+	}
+	if o.Level < 1 || o.Level > 9 {
+		return nil, usage("", "--level %d is not within 1 and 9", o.Level)
+	}
+	if o.StallTimeout, err = f.stallTimeout(); err != nil {
+		return nil, err
+	}
+	if o.Recipients, err = f.recipients(); err != nil {
+		return nil, err
+	}
+	o.Sign, err = f.signKey(ctx)
+	return o, err
+}
+
+// checkNewKey refuses a key that is too weak for a new backup.
+func checkNewKey(k *crypto.Key, d crypto.Derivation) error {
+	if err := k.Passphrase().CheckNew(d); err != nil {
+		return &statusError{fmt.Errorf("key from %s: %w", k.Source, err), "dump key generate makes a good one", statusKey}
 	}
 	return nil
 }

@@ -28,32 +28,7 @@ func runRekey(ctx context.Context, f flags, args []string) error {
 	if f.text("backup-id") == "" && len(args) == 0 {
 		return usage("--backup-id ID; dump key list shows which backup needs which key", "no backup named")
 	}
-	partSize, err := f.partSize()
-	if err != nil {
-		return err
-	}
-	derivation, err := f.derivation(crypto.DefaultIterations)
-	if err != nil {
-		return err
-	}
-	if derivation == nil {
-		derivation = &crypto.MD5
-	}
-	if *derivation == crypto.SHA256 {
-		return usage("md5, or pbkdf2 with --iter rounds", "--kdf sha256 is for reading foreign backups only")
-	}
-	if n := f.number("level"); n < 1 || n > 9 {
-		return usage("", "--level %d is not within 1 and 9", n)
-	}
-	stall, err := f.stallTimeout()
-	if err != nil {
-		return err
-	}
-	recipients, err := f.recipients()
-	if err != nil {
-		return err
-	}
-	sign, err := f.signKey(ctx)
+	writer, err := f.writerOptions(ctx)
 	if err != nil {
 		return err
 	}
@@ -63,7 +38,7 @@ func runRekey(ctx context.Context, f flags, args []string) error {
 	}
 	var key *crypto.Key
 	switch path := f.text("new-key-file"); {
-	case len(recipients) > 0:
+	case len(writer.Recipients) > 0:
 	case path != "":
 		if key, err = crypto.ReadKeyFile(path); err != nil {
 			return &statusError{fmt.Errorf("new key: %w", err), "make one with: dump key generate --key-file " + path, statusKey}
@@ -76,8 +51,8 @@ func runRekey(ctx context.Context, f flags, args []string) error {
 		key = own[0]
 	}
 	if key != nil {
-		if err := key.Passphrase().CheckNew(*derivation); err != nil {
-			return &statusError{fmt.Errorf("key from %s: %w", key.Source, err), "dump key generate makes a good one", statusKey}
+		if err := checkNewKey(key, writer.Derivation); err != nil {
+			return err
 		}
 	}
 	b, err := f.find(ctx, args, keys, archive.Ref{})
@@ -90,14 +65,12 @@ func runRekey(ctx context.Context, f flags, args []string) error {
 	switch e := &b.Metadata.Encryption; {
 	case key != nil && !e.Sealed() && e.KeyID == key.ID():
 		return usage("name another one with --new-key-file, or make one with: dump key rotate", "%s is encrypted with key %s already", b.ID, e.KeyID)
-	case b.HasSignature() && sign == nil:
+	case b.HasSignature() && writer.Sign == nil:
 		return usage("--sign-key FILE.pem", "%s is signed, and the new backup would not be", b.ID)
 	}
+	writer.Key = key
 	r, err := dump.Rekey(ctx, b, &dump.RekeyOptions{
-		Archive: archive.WriterOptions{
-			Key: key, Recipients: recipients, Sign: sign, Derivation: *derivation,
-			Level: f.number("level"), PartSize: partSize, Jobs: f.jobs(), StallTimeout: stall,
-		},
+		Archive: *writer,
 		Read:    archive.ReadOptions{Jobs: f.jobs(), Connections: f.number("connections")},
 		KeepOld: f.is("keep-old"), Tool: tool(), Progress: newProgress(), Logger: newLogger(f.is("verbose")),
 	})

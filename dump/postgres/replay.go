@@ -913,8 +913,10 @@ func (s *rowReader) next() error {
 	case c, ok := <-s.queue:
 		if ok {
 			chunk, err = c, nil
-			s.r.live.Add(int64(bytes.Count(chunk, []byte{'\n'})))
-			s.r.tell(func(*ReplayProgress) {})
+			if s.r.o.Progress != nil {
+				s.r.live.Add(int64(bytes.Count(chunk, []byte{'\n'})))
+				s.r.tell(func(*ReplayProgress) {})
+			}
 		}
 	}
 	s.mu.Lock()
