@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"sync"
 
 	"github.com/klauspost/compress/flate"
@@ -79,8 +78,6 @@ func frameLength(header []byte) (int, bool) {
 	return int(binary.LittleEndian.Uint32(header[16:])), true
 }
 
-var inflaters = sync.Pool{New: func() any { return flate.NewReader(bytes.NewReader(nil)) }}
-
 // inflate appends to dst what a whole frame holds.
 func inflate(dst, frame []byte) ([]byte, error) {
 	n := len(frame)
@@ -88,25 +85,16 @@ func inflate(dst, frame []byte) ([]byte, error) {
 	if size > maxFrame {
 		return nil, fmt.Errorf("a frame claims %d bytes", size)
 	}
-	if cap(dst)-len(dst) < int(size) {
-		dst = append(make([]byte, 0, len(dst)+int(size)), dst...)
+	start, end := len(dst), len(dst)+int(size)
+	if cap(dst)-end < inflateSlack {
+		dst = append(make([]byte, 0, end+inflateSlack), dst...)
 	}
-	r := inflaters.Get().(io.ReadCloser)
-	defer inflaters.Put(r)
-	body := bytes.NewReader(frame[frameHeader : n-frameTrailer])
-	if err := r.(flate.Resetter).Reset(body, nil); err != nil {
+	// The trailer is what must be readable behind the input.
+	if err := inflateRaw(dst[start:end+inflateSlack], frame[frameHeader:]); err != nil {
 		return nil, err
 	}
-	out := dst[len(dst) : len(dst)+int(size)]
-	if _, err := io.ReadFull(r, out); err != nil {
-		return nil, fmt.Errorf("a frame is shorter than it says: %w", err)
-	}
-	var more [1]byte
-	if k, err := r.Read(more[:]); k != 0 || err != io.EOF || body.Len() != 0 {
-		return nil, errors.New("a frame is longer than it says")
-	}
-	if crc32.ChecksumIEEE(out) != binary.LittleEndian.Uint32(frame[n-8:]) {
+	if crc32.ChecksumIEEE(dst[start:end]) != binary.LittleEndian.Uint32(frame[n-8:]) {
 		return nil, errors.New("the checksum of a frame is wrong")
 	}
-	return dst[:len(dst)+int(size)], nil
+	return dst[:end], nil
 }
