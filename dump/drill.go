@@ -312,7 +312,7 @@ func (d *drill) dropRestored(ctx context.Context, target postgres.Config) {
 			_, err = server.DropDatabase(ctx, p.Name)
 		}
 		if err == nil && p.Existing != nil {
-			err = server.CreateDatabase(ctx, p.Name)
+			err = server.CreateDatabase(ctx, p.Name, nil)
 		}
 		if err != nil {
 			left(err, p.Name)

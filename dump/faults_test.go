@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -572,6 +573,67 @@ func TestFaultTable(t *testing.T) {
 	if !t.Failed() {
 		fmt.Printf("fault table: %d faults of %d kinds, %d checks: %d saw the fault, %d passed as the list of exceptions says; 0 wrong bytes (%d restores ended a prefix so that psql fails), in %v\n",
 			len(f.rows), len(kinds), len(f.rows)*len(checks), seen.Load(), passed.Load(), prefixes.Load(), time.Since(start).Round(time.Second/10))
+	}
+}
+
+// endless answers every reading of metadata with spaces that do not end.
+type endless struct {
+	storage.Bucket
+	read int64
+}
+
+func (e *endless) Open(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	if !strings.HasSuffix(key, ".json") {
+		return e.Bucket.Open(ctx, key, offset, length)
+	}
+	return io.NopCloser(e), nil
+}
+
+func (e *endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = ' '
+	}
+	e.read += int64(len(p))
+	return len(p), nil
+}
+
+// TestHostileMemory counts what is allocated for metadata that a store made up, with and without a MAC, garbage included.
+func TestHostileMemory(t *testing.T) {
+	f := &faultTable{key: crypto.NewKey(crypto.NewPassphrase([]byte("a passphrase for this test")), "test"), sql: randomDump(1, 100_000)}
+	f.id, f.gold = backUpFault(t, f.sql, f.key)
+	f.otherID = "5" + f.id[1:]
+	f.metadata()
+	toc := fmt.Sprintf(`"size": %d`, len(f.gold[f.id+".toc"]))
+	for _, n := range []string{"1000000000000", "9223372036854775807"} {
+		text := strings.Replace(f.gold[f.id+".json"], toc, `"size": `+n, 1)
+		f.add("metadata", "toc of "+n, with(f.gold, f.id+".json", text))
+		f.add("metadata by the owner", "toc of "+n, with(f.gold, f.id+".json", resigned(text, f.key)))
+	}
+	allocated := func(name string, b storage.Bucket, keys crypto.Keyring) uint64 {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		b1, err := archive.OpenCatalog(b, keys, nil).Find(t.Context(), archive.Ref{ID: f.id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := Verify(t.Context(), b1, &VerifyOptions{Level: "digest", Read: archive.ReadOptions{Jobs: 1, Connections: 1}}); err == nil && r.OK() && r.Authenticated {
+			t.Errorf("%s: passed", name)
+		}
+		runtime.ReadMemStats(&after)
+		return after.TotalAlloc - before.TotalAlloc
+	}
+	for _, row := range f.rows {
+		b := storeOf(t, row.objects)
+		size := uint64(len(row.objects[f.id+".json"]))
+		for _, keys := range []crypto.Keyring{{f.key}, nil} {
+			if n := allocated(row.name, b, keys); n > 32<<20+16*size {
+				t.Errorf("%s, %s: %d bytes allocated for %d", row.kind, row.name, n, size)
+			}
+		}
+	}
+	e := &endless{Bucket: storeOf(t, f.gold)}
+	if n := allocated("endless", e, crypto.Keyring{f.key}); n > 512<<20 || e.read > 128<<20 {
+		t.Errorf("%d bytes allocated, %d read, of metadata without end", n, e.read)
 	}
 }
 

@@ -70,6 +70,16 @@ type PlannedDatabase struct {
 	Direct   bool // rows go into the database that exists
 
 	loading, ready, replaced string // names meanwhile
+	// inherits tells that the script does not create the database, which it expects to be there: it keeps what it has from
+	// the outside.
+	inherits   bool
+	properties *postgres.Properties // of the one that is there, with inherits
+}
+
+// refuge is the name of an empty database, one of those that a second run knows for its own.
+func (d *PlannedDatabase) refuge() string {
+	sum := sha256.Sum256([]byte("refuge " + d.Name))
+	return fmt.Sprintf("%s%x", loadingPrefix, sum[:8])
 }
 
 // Replaces tells that the database takes the place of one that holds something.
@@ -177,6 +187,8 @@ type into struct {
 	locks    []*postgres.Lock
 	plan     *IntoPlan
 	report   *IntoReport
+
+	refuge, home string // an empty database that the server is worked on from, and the one to return to
 }
 
 // summarize proves that the backup can be read, as far as that costs little, and returns what a restore of the selection has in it. Without
@@ -381,6 +393,7 @@ func (in *into) planDatabases(have *postgres.Contents, problem func(hint, format
 		p.ready = fmt.Sprintf("%s%x", readyPrefix, sum[:8])
 		p.replaced = fmt.Sprintf("%s%x", replacedPrefix, sum[:8])
 		p.Ready = have.Find(p.ready) != nil
+		p.inherits = !d.Created && !p.Direct && p.Existing != nil
 		e := p.Existing
 		switch {
 		case p.Direct && e == nil:
@@ -438,11 +451,20 @@ func (in *into) restore(ctx context.Context) error {
 			return err
 		}
 	}
+	for i := range in.plan.Databases {
+		if d := &in.plan.Databases[i]; d.inherits {
+			var err error
+			if d.properties, err = in.server.Properties(ctx, d.Name); err != nil {
+				in.say("nothing was restored")
+				return err
+			}
+		}
+	}
 	ready := len(in.plan.Databases) > 0 && in.plan.Databases[0].Ready
 	if !ready {
 		if in.Clean && in.InPlace {
 			for _, d := range in.plan.Databases {
-				if d.Existing == nil || d.Direct {
+				if d.Existing == nil || d.Direct || slices.Contains(maintenance, d.Name) {
 					continue
 				}
 				if err := in.makeWay(ctx, d.Name); err != nil {
@@ -456,7 +478,9 @@ func (in *into) restore(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := in.swap(ctx); err != nil {
+	err := in.swap(ctx)
+	in.leaveRefuge(ctx)
+	if err != nil {
 		if len(in.report.State) == 0 {
 			in.say("the databases of the server are as they were; those of the backup are restored, but not in their places")
 			in.say("run the restore again: it removes them and starts anew")
@@ -477,6 +501,9 @@ func (in *into) say(format string, args ...any) {
 	in.report.State = append(in.report.State, fmt.Sprintf(format, args...))
 }
 
+// maintenance are the databases that one connects to for work on the others. They are small, and never dropped before their successors are there.
+var maintenance = []string{"postgres", "template1"}
+
 // makeWay drops a database before the restore.
 func (in *into) makeWay(ctx context.Context, name string) error {
 	if err := in.avoid(ctx, []string{name}); err != nil {
@@ -491,12 +518,41 @@ func (in *into) avoid(ctx context.Context, names []string) error {
 	if !slices.Contains(names, current) {
 		return nil
 	}
-	other := in.server.Available(names)
-	if other == "" {
-		return errors.New("postgres and template1 cannot both be replaced at once: restore one after the other with --database")
-	}
 	in.unlock() // it is held in that database; the rest takes moments
-	return in.server.MoveTo(ctx, other)
+	for _, name := range maintenance {
+		if slices.Contains(names, name) {
+			continue
+		}
+		if exists, err := in.server.HasDatabase(ctx, name); err != nil {
+			return err
+		} else if exists {
+			return in.server.MoveTo(ctx, name)
+		}
+	}
+	// Both are in the way, as with backups of a server older than 15, in which the privileges on the schema public were others.
+	refuge := in.plan.Databases[0].refuge()
+	if err := in.server.CreateDatabase(ctx, refuge, nil); err != nil {
+		return err
+	}
+	in.refuge, in.home = refuge, current
+	return in.server.MoveTo(ctx, refuge)
+}
+
+// leaveRefuge removes the database that avoid has made.
+func (in *into) leaveRefuge(ctx context.Context) {
+	if in.refuge == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	err := in.server.MoveTo(ctx, in.home)
+	if err == nil {
+		err = in.drop(ctx, in.refuge)
+	}
+	if err != nil {
+		in.report.Remains = append(in.report.Remains, fmt.Sprintf("database %s, which is empty: %v; the next restore drops it", in.refuge, err))
+	}
+	in.refuge = ""
 }
 
 func (in *into) drop(ctx context.Context, name string) error {
@@ -519,7 +575,7 @@ func (in *into) replay(ctx context.Context) error {
 			single = d.Name
 		case d.Source == "":
 			single = d.loading
-			if err := in.server.CreateDatabase(ctx, d.loading); err != nil {
+			if err := in.server.CreateDatabase(ctx, d.loading, d.properties); err != nil {
 				return err
 			}
 		case !d.Direct:
@@ -549,6 +605,14 @@ func (in *into) replay(ctx context.Context) error {
 		}
 	}
 	in.publicNames(report, err)
+	if err == nil {
+		err = in.server.Revive(ctx)
+	}
+	for _, d := range in.plan.Databases {
+		if err == nil && d.inherits {
+			err = in.server.SetProperties(ctx, d.loading, d.properties)
+		}
+	}
 	return err
 }
 

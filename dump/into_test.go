@@ -2,6 +2,7 @@ package dump
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -288,6 +289,55 @@ SELECT 'SELECT count(*), sum(hashtextextended(x::text, 0)) FROM ' || oid::regcla
 		}
 	}
 	return out.String()
+}
+
+// TestIntoKeepsProperties: what a script does not say of a database that it expects to be there stays as it is.
+func TestIntoKeepsProperties(t *testing.T) {
+	source := startCluster(t)
+	for _, d := range []string{"postgres", "template1"} { // both must be replaced, and one cannot be connected to either meanwhile
+		sql(t, source, d, "CREATE TABLE t (a text); INSERT INTO t VALUES ('ü')")
+	}
+	prepared := func() *postgres.Cluster {
+		c := startCluster(t)
+		on(t, c, []byte(`CREATE ROLE "the owner" CREATEDB LOGIN; CREATE ROLE guest; CREATE DATABASE latin OWNER "the owner" ENCODING LATIN1 TEMPLATE template0;
+ALTER DATABASE postgres CONNECTION LIMIT 7; ALTER DATABASE postgres SET search_path = 'a b', public; ALTER DATABASE postgres SET "App.key" = '100%s, ''x'; COMMENT ON DATABASE postgres IS 'it''s 5 %d \ of';
+ALTER ROLE guest IN DATABASE postgres SET DateStyle = 'German'; ALTER ROLE guest IN DATABASE postgres SET role = 'guest'; GRANT CREATE ON DATABASE postgres TO guest WITH GRANT OPTION;
+REVOKE CONNECT ON DATABASE postgres FROM PUBLIC; ALTER DATABASE latin SET work_mem = '7MB'; ALTER DATABASE template1 OWNER TO "the owner"; GRANT ALL ON DATABASE latin TO guest;
+`), "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", "postgres")
+		return c
+	}
+	psql, target := prepared(), prepared()
+	single := on(t, source, nil, "pg_dump", "--no-owner", "postgres")
+	for _, x := range []struct {
+		database string
+		backup   *archive.Backup
+	}{
+		{"", backup(t, source)},
+		{"latin", backupOf(t, &CreateOptions{Stdin: strings.NewReader(single), GUID: "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11"})},
+	} {
+		var plain bytes.Buffer
+		if err := Restore(t.Context(), x.backup, &plain, archive.ReadOptions{Jobs: 2}, nil); err != nil {
+			t.Fatal(err)
+		}
+		on(t, psql, plain.Bytes(), "psql", "-Xq", "-d", cmp.Or(x.database, "postgres"))
+		o := intoOptions(target, 2)
+		o.Database = x.database
+		r, err := RestoreInto(t.Context(), x.backup, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Remains) > 0 {
+			t.Error(r.Remains)
+		}
+	}
+	same(t, "target", on(t, target, nil, "pg_dumpall", "--clean"), on(t, psql, nil, "pg_dumpall", "--clean"))
+	if got, want := databaseList(t, target), databaseList(t, psql); got != want {
+		t.Errorf("databases %s, should be %s", got, want)
+	}
+}
+
+func databaseList(t *testing.T, c *postgres.Cluster) string {
+	return sql(t, c, "postgres", "SELECT datname, datistemplate, datallowconn, datconnlimit, pg_encoding_to_char(encoding), datacl, datdba::regrole FROM pg_database ORDER BY 1")
 }
 
 // TestIntoTarget: what is there stays, unless it is to be replaced.

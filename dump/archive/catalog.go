@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -275,17 +276,32 @@ func readObject(ctx context.Context, bucket storage.Bucket, name string, limit i
 
 // readDescribed reads an object that the metadata describe and compares its digest.
 func readDescribed(ctx context.Context, bucket storage.Bucket, o *Object) ([]byte, error) {
-	b, err := readObject(ctx, bucket, o.Name, o.Size)
-	if errors.Is(err, storage.ErrNotFound) {
-		return nil, damaged(o.Name, "missing")
-	}
-	if err != nil {
+	b := bytes.NewBuffer(make([]byte, 0, o.Size+bytes.MinRead)) // which it then need not move
+	if err := copyDescribed(ctx, bucket, o, b); err != nil {
 		return nil, err
 	}
-	if sum := sha256.Sum256(b); int64(len(b)) != o.Size || hex.EncodeToString(sum[:]) != o.SHA256 {
-		return nil, damaged(o.Name, "changed since it was written: its digest is wrong")
+	return b.Bytes(), nil
+}
+
+// copyDescribed writes an object that the metadata describe to w, and compares its digest.
+func copyDescribed(ctx context.Context, bucket storage.Bucket, o *Object, w io.Writer) error {
+	r, err := bucket.Open(ctx, o.Name, 0, o.Size+1)
+	if errors.Is(err, storage.ErrNotFound) {
+		return damaged(o.Name, "missing")
 	}
-	return b, nil
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	sum := sha256.New()
+	n, err := io.Copy(io.MultiWriter(w, sum), io.LimitReader(r, o.Size+1))
+	if err != nil {
+		return err
+	}
+	if n != o.Size || hex.EncodeToString(sum.Sum(nil)) != o.SHA256 {
+		return damaged(o.Name, "changed since it was written: its digest is wrong")
+	}
+	return nil
 }
 
 // Backups yields all backups, oldest first, with their metadata. guid, where

@@ -23,6 +23,7 @@ const Version = 1
 // Bounds that a reader keeps for metadata which it cannot trust yet.
 const (
 	maxMetadata = 64 << 20
+	maxIndex    = 1 << 30           // of .sums, for a stream of 128 TiB, and of .toc
 	maxSealed   = crypto.MaxRSA / 8 // bytes
 	// MaxRecipients is how many a backup may be sealed to.
 	MaxRecipients = 100
@@ -459,6 +460,11 @@ func (m *Metadata) check(id ID) error {
 	}
 	if m.Sums.SegmentSize != SegmentSize {
 		return fmt.Errorf("segment_size is %d", m.Sums.SegmentSize)
+	}
+	for _, o := range []*Object{m.TOC, &m.Sums.Object} {
+		if o != nil && o.Size > maxIndex {
+			return fmt.Errorf("object %s claims %d bytes", o.Name, o.Size)
+		}
 	}
 	if n := segments(sum) * sha256.Size; m.Sums.Size != n {
 		return fmt.Errorf("sums have %d bytes, %d are needed", m.Sums.Size, n)

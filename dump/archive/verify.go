@@ -35,7 +35,7 @@ func (b *Backup) Digests(ctx context.Context, o *ReadOptions) (damage []error, e
 		return err
 	}
 	if m.TOC != nil {
-		if _, err := readDescribed(ctx, b.bucket, m.TOC); note(err) != nil {
+		if err := copyDescribed(ctx, b.bucket, m.TOC, io.Discard); note(err) != nil {
 			return damage, err
 		}
 	}

@@ -452,11 +452,3 @@ func (s *Server) HasDirectory(ctx context.Context, path string) (bool, error) {
 	row, err := queryRow(ctx, s.conn, "SELECT isdir FROM pg_catalog.pg_stat_file("+QuoteLiteral(path)+", true)")
 	return row.at(0) == "t", err
 }
-
-// CreateDatabase makes an empty database, for the script of a single one.
-func (s *Server) CreateDatabase(ctx context.Context, name string) error {
-	if err := runSQL(ctx, s.conn, "CREATE DATABASE "+quoteIdent(name)+" TEMPLATE template0"); err != nil {
-		return fmt.Errorf("create database %q: %w", name, err)
-	}
-	return nil
-}
