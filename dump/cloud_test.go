@@ -53,7 +53,7 @@ func openStore(t *testing.T, url string, o *storage.Options) storage.Bucket {
 }
 
 // objectsOf returns what a store holds.
-func objectsOf(t *testing.T, b storage.Bucket) map[string]string {
+func objectsOf(t testing.TB, b storage.Bucket) map[string]string {
 	t.Helper()
 	all := make(map[string]string)
 	for o, err := range b.List(t.Context(), "") {
