@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"encdump/dump/archive"
 	"encdump/dump/postgres"
@@ -69,7 +70,8 @@ type PlannedDatabase struct {
 	Ready    bool // was restored by an earlier run, which could not put it in its place
 	Direct   bool // rows go into the database that exists
 
-	loading, ready, replaced string // names meanwhile
+	// Names meanwhile; found is the one of an earlier run's, which is one of ready and faulty.
+	loading, ready, faulty, replaced, found string
 	// inherits tells that the script does not create the database, which it expects to be there: it keeps what it has from
 	// the outside.
 	inherits   bool
@@ -119,6 +121,8 @@ type IntoReport struct {
 	*postgres.ReplayReport
 	Plan *IntoPlan
 	Left []string // what the selection left out though the operator may miss it
+	// Faulty tells that statements have failed, in this run or in an earlier one that restored what was put in place now.
+	Faulty bool
 	// Kept are the old databases that stay, by their new names.
 	Kept []string
 	// Remains is what could not be cleaned up, for the operator to look after.
@@ -132,10 +136,11 @@ type IntoReport struct {
 const (
 	loadingPrefix  = "dump_restoring_" // being restored
 	readyPrefix    = "dump_restored_"  // complete, but not in its place
+	faultyPrefix   = "dump_faulty_"    // the same, but statements have failed
 	replacedPrefix = "dump_replaced_"  // to be dropped
 )
 
-var ourName = regexp.MustCompile(`^dump_(restoring|restored|replaced)_[0-9a-f]{16}$`)
+var ourName = regexp.MustCompile(`^dump_(restoring|restored|faulty|replaced)_[0-9a-f]{16}$`)
 
 // RestoreInto replays a backup, or a part of it, into a server. Databases are restored under other names, and take their
 // places by renaming, all at once, when everything has succeeded; until then the server's own databases are as they were. It holds the lock of
@@ -315,7 +320,7 @@ func (in *into) preflight(ctx context.Context) error {
 		problem("connect as a superuser", "role %q may not create databases", info.User)
 	}
 	for _, d := range have.Databases {
-		if ourName.MatchString(d.Name) && !slices.ContainsFunc(in.plan.Databases, func(p PlannedDatabase) bool { return p.Ready && p.ready == d.Name }) {
+		if ourName.MatchString(d.Name) && !slices.ContainsFunc(in.plan.Databases, func(p PlannedDatabase) bool { return p.Ready && p.found == d.Name }) {
 			in.plan.Leftovers = append(in.plan.Leftovers, d.Name)
 		}
 	}
@@ -339,6 +344,12 @@ func (in *into) preflight(ctx context.Context) error {
 			}
 		}
 	}
+	if err := in.checkFiles(have, problem); err != nil {
+		return err
+	}
+	if !have.Superuser {
+		in.plan.Warnings = append(in.plan.Warnings, fmt.Sprintf("role %q is no superuser: what the backup gives to roles that it is not a member of will fail, and what only superusers may do; --no-owner, --no-privileges and --no-globals leave most of that out", info.User))
+	}
 	m := in.backup.Metadata
 	if m != nil {
 		if from, to := majorOf(m.Source.Server), majorOf(info.VersionText); from > to && to > 0 {
@@ -361,6 +372,36 @@ func (in *into) preflight(ctx context.Context) error {
 	}
 	return nil
 }
+
+// checkFiles reads the scripts of the operator's as far as one can before they run.
+func (in *into) checkFiles(have *postgres.Contents, problem func(hint, format string, args ...any)) error {
+	for i, file := range slices.Concat(in.Before, in.After) {
+		later := i >= len(in.Before) && slices.ContainsFunc(in.plan.Databases, func(d PlannedDatabase) bool { return d.Name == file.Database })
+		if file.Database != "" && !later && have.Find(file.Database) == nil {
+			problem("", "%s is to run in database %q, which will not be there", file.Path, file.Database)
+		}
+		text, err := os.ReadFile(file.Path)
+		if err != nil {
+			return err
+		}
+		f := script.NewFeeder(func(it script.Item) error {
+			if it.Kind == script.Meta && !postgres.Replayable(it) {
+				problem("write it in SQL, or run the file with psql", "%s: only psql knows %s", file.Path, script.Brief(it.Text, 60))
+			}
+			return nil
+		})
+		if _, err := f.Write(withEnd(text)); err != nil {
+			return fmt.Errorf("%s: %w", file.Path, err)
+		}
+		if err := f.Close(); err != nil {
+			return fmt.Errorf("%s: %w", file.Path, err)
+		}
+	}
+	return nil
+}
+
+// withEnd ends a script so that what stands at its end without a semicolon is run, too, as psql does.
+func withEnd(text []byte) []byte { return append(text, "\n;\n"...) }
 
 // planDatabases decides under which names databases are restored, and what becomes of those that are there.
 func (in *into) planDatabases(have *postgres.Contents, problem func(hint, format string, args ...any)) error {
@@ -392,7 +433,13 @@ func (in *into) planDatabases(have *postgres.Contents, problem func(hint, format
 		p.loading = fmt.Sprintf("%s%x", loadingPrefix, sum[:8])
 		p.ready = fmt.Sprintf("%s%x", readyPrefix, sum[:8])
 		p.replaced = fmt.Sprintf("%s%x", replacedPrefix, sum[:8])
-		p.Ready = have.Find(p.ready) != nil
+		p.faulty = fmt.Sprintf("%s%x", faultyPrefix, sum[:8])
+		if have.Find(p.ready) != nil {
+			p.found = p.ready
+		} else if in.Replay.KeepGoing && have.Find(p.faulty) != nil {
+			p.found = p.faulty
+		}
+		p.Ready = p.found != ""
 		p.inherits = !d.Created && !p.Direct && p.Existing != nil
 		e := p.Existing
 		switch {
@@ -432,9 +479,28 @@ func majorOf(version string) (n int) {
 
 // restore does what is planned.
 func (in *into) restore(ctx context.Context) error {
+	// A run that was killed may have begun what only now appears.
+	for _, d := range in.plan.Databases {
+		err := in.server.EndStatements(ctx, "CREATE DATABASE \""+d.loading+"\"")
+		if err == nil && !slices.Contains(in.plan.Leftovers, d.loading) {
+			var exists bool
+			if exists, err = in.server.HasDatabase(ctx, d.loading); exists {
+				in.plan.Leftovers = append(in.plan.Leftovers, d.loading)
+			}
+		}
+		if err != nil {
+			in.say("nothing was restored")
+			return err
+		}
+	}
 	for _, name := range in.plan.Leftovers {
 		in.progress.Start("removing what an earlier run has left", -1)
-		if err := in.drop(ctx, name); err != nil {
+		// Its subscriptions, if any, never had a slot, unless it is an old database.
+		left, err := in.server.DropDatabase(ctx, name)
+		if strings.HasPrefix(name, replacedPrefix) {
+			in.report.Remains = append(in.report.Remains, left...)
+		}
+		if err != nil {
 			in.say("nothing was restored")
 			return err
 		}
@@ -585,6 +651,16 @@ func (in *into) replay(ctx context.Context) error {
 	options := in.Replay
 	user := in.server.Info().User
 	options.Logger = in.log
+	options.Names = map[string]string{}
+	for _, d := range in.plan.Databases {
+		options.Names[d.loading] = d.Name
+	}
+	if in.Selection.NoGlobals {
+		// Settings of a role that was not to be restored are left out with it.
+		options.Harmless = func(s script.Step, e *pgconn.PgError) bool {
+			return postgres.HarmlessFailure(s, e) || s.Verb == "alter" && s.Kind == script.KindInDatabase && e.Code == "42704" // undefined_object
+		}
+	}
 	// What changes the role that restores, its password for one, would shut us out.
 	options.Defer = func(s script.Step) bool { return s.Kind == "role" && s.Verb == "alter" && s.Name == user }
 	// A script of pg_dumpall --clean drops what there is, on which we have decided already.
@@ -597,14 +673,6 @@ func (in *into) replay(ctx context.Context) error {
 	err := in.feed(ctx, r, &selection, single)
 	report, err := r.Finish(err)
 	in.report.ReplayReport = report
-	for i, s := range report.Subscriptions {
-		for _, d := range in.plan.Databases {
-			if d.loading == s.Database {
-				report.Subscriptions[i].Database = d.Name
-			}
-		}
-	}
-	in.publicNames(report, err)
 	if err == nil {
 		err = in.server.Revive(ctx)
 	}
@@ -614,32 +682,6 @@ func (in *into) replay(ctx context.Context) error {
 		}
 	}
 	return err
-}
-
-// publicNames puts the names that databases will have in the place of those they have for the time being.
-func (in *into) publicNames(r *postgres.ReplayReport, err error) {
-	final := map[string]string{}
-	for _, d := range in.plan.Databases {
-		final[d.loading] = d.Name
-	}
-	fix := func(s *string) {
-		if name, ok := final[*s]; ok {
-			*s = name
-		}
-	}
-	for i := range r.Databases {
-		fix(&r.Databases[i])
-	}
-	for i := range r.Slowest {
-		fix(&r.Slowest[i].Database)
-	}
-	for _, f := range slices.Concat(r.Harmless, r.Failures) {
-		fix(&f.Database)
-	}
-	var f *postgres.Failure
-	if errors.As(err, &f) {
-		fix(&f.Database)
-	}
 }
 
 // feed gives the script to the replay.
@@ -676,7 +718,7 @@ func (in *into) cleanUp(ctx context.Context) {
 		}
 		exists, err := in.server.HasDatabase(ctx, d.loading)
 		if err == nil && exists {
-			err = in.drop(ctx, d.loading)
+			_, err = in.server.DropDatabase(ctx, d.loading)
 		}
 		if err != nil {
 			stay = append(stay, d.loading)
@@ -708,7 +750,10 @@ func (in *into) swap(ctx context.Context) error {
 	}
 	var swaps []postgres.Swap
 	var old []string
-	keep := in.KeepOld || len(in.report.Failures) > 0 // a restore with failures does not replace what it was to replace
+	for _, d := range in.plan.Databases {
+		in.report.Faulty = in.report.Faulty || len(in.report.Failures) > 0 || d.Ready && d.found == d.faulty
+	}
+	keep := in.KeepOld || in.report.Faulty // a restore with failures does not replace what it was to replace
 	stamp := time.Now().UTC().Format("20060102_150405")
 	ready := make([]postgres.Swap, 0, len(in.plan.Databases))
 	for _, d := range in.plan.Databases {
@@ -717,9 +762,13 @@ func (in *into) swap(ctx context.Context) error {
 		}
 		from := d.loading
 		if d.Ready {
-			from = d.ready
+			from = d.found
 		}
-		ready = append(ready, postgres.Swap{From: from, To: d.ready})
+		to := d.ready
+		if in.report.Faulty {
+			to = d.faulty
+		}
+		ready = append(ready, postgres.Swap{From: from, To: to})
 		exists, err := in.server.HasDatabase(ctx, d.Name)
 		if err != nil {
 			return err
@@ -744,7 +793,10 @@ func (in *into) swap(ctx context.Context) error {
 	for _, w := range swaps {
 		names = append(names, w.From)
 	}
-	err := in.avoid(ctx, names)
+	err := in.lookAgain(ctx)
+	if err == nil {
+		err = in.avoid(ctx, names)
+	}
 	if err == nil {
 		err = in.server.Rename(ctx, swaps, in.Terminate)
 	}
@@ -754,9 +806,35 @@ func (in *into) swap(ctx context.Context) error {
 		return err
 	}
 	// Everything is in place. What could not be dropped is no failure of the restore.
+	for _, name := range in.report.Kept {
+		disabled, err := in.server.DisableSubscriptions(context.WithoutCancel(ctx), name)
+		for _, s := range disabled {
+			in.report.Remains = append(in.report.Remains, fmt.Sprintf("subscription %q of database %s, which was kept: it was disabled, so that it does not take what a restored one wants", s, name))
+		}
+		if err != nil {
+			in.report.Remains = append(in.report.Remains, fmt.Sprintf("subscriptions of database %s, which was kept, may go on: %v", name, err))
+		}
+	}
 	for _, name := range old {
 		if err := in.drop(context.WithoutCancel(ctx), name); err != nil {
 			in.report.Remains = append(in.report.Remains, fmt.Sprintf("database %s, which was replaced: %v; the next restore drops it", name, err))
+		}
+	}
+	return nil
+}
+
+// lookAgain finds out whether somebody has filled a database meanwhile that the plan took for empty or absent.
+func (in *into) lookAgain(ctx context.Context) error {
+	if in.Clean {
+		return nil // it says that what is there may go
+	}
+	have, err := in.server.Look(ctx)
+	if err != nil {
+		return err
+	}
+	for _, d := range in.plan.Databases {
+		if e := have.Find(d.Name); e != nil && !d.Direct && e.Objects != 0 {
+			return fmt.Errorf("database %q was empty or not there when the restore began, and holds something now: %s", d.Name, strings.Join(e.Examples, ", "))
 		}
 	}
 	return nil
@@ -806,7 +884,7 @@ func (in *into) runFile(ctx context.Context, file SQLFile) error {
 	f := script.NewFeeder(r.Item)
 	err = r.Item(script.Item{Kind: script.Meta, Text: []byte(`\connect "` + strings.ReplaceAll(database, `"`, `""`) + "\"\n")})
 	if err == nil {
-		_, err = io.Copy(f, bytes.NewReader(append(text, "\n;\n"...))) // psql runs what stands at the end without a semicolon, too
+		_, err = io.Copy(f, bytes.NewReader(withEnd(text)))
 	}
 	if err == nil {
 		err = f.Close()

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"encdump/crypto"
 	"encdump/dump/archive"
@@ -512,6 +513,132 @@ CREATE SUBSCRIPTION sub CONNECTION 'host=nowhere' PUBLICATION p WITH (connect = 
 		t.Errorf("locked: %v", err)
 	}
 	lock.Release(t.Context())
+}
+
+// TestIntoLoses looks for ways to lose what is on a server: what comes while the restore runs, what one overlooks, and
+// what a second run believes of the first.
+func TestIntoLoses(t *testing.T) {
+	source, target := startCluster(t), startCluster(t)
+	sql(t, source, "postgres", "CREATE DATABASE shop; CREATE DATABASE other")
+	sql(t, source, "shop", "CREATE TABLE t AS SELECT 1 AS a")
+	sql(t, source, "other", "CREATE TABLE t AS SELECT 1 AS a; CREATE SUBSCRIPTION sub CONNECTION 'host=nowhere' PUBLICATION p WITH (connect = false)")
+	b := backup(t, source)
+	restore := func(b *archive.Backup, change func(*IntoOptions)) (*IntoReport, error) {
+		o := intoOptions(target, 2)
+		change(o)
+		return RestoreInto(t.Context(), b, o)
+	}
+	databases := func() string {
+		return sql(t, target, "postgres", "SELECT string_agg(regexp_replace(datname, '_[0-9a-f]{16}$', ''), ' ' ORDER BY datname) FROM pg_database")
+	}
+
+	// A database that comes while the restore runs, and one that is filled.
+	sql(t, target, "postgres", "CREATE DATABASE other")
+	_, err := restore(b, func(o *IntoOptions) {
+		o.Confirm = func(*IntoPlan) error {
+			sql(t, target, "postgres", "CREATE DATABASE shop")
+			sql(t, target, "shop", "CREATE TABLE precious (a int)")
+			return nil
+		}
+	})
+	if err == nil || !strings.Contains(err.Error(), `"shop" was empty or not there when the restore began, and holds something now: public.precious`) {
+		t.Fatalf("filled meanwhile: %v", err)
+	}
+	if got := databases(); got != "dump_restored dump_restored other postgres shop template0 template1" {
+		t.Fatal(got)
+	}
+	sql(t, target, "shop", "TABLE precious; DROP TABLE precious")
+	if r, err := restore(b, func(*IntoOptions) {}); err != nil || r.Statements != 0 || databases() != "other postgres shop template0 template1" {
+		t.Fatalf("second run: %v, %s", err, databases())
+	}
+
+	// What is not a table is something, too.
+	for _, make := range []string{
+		"CREATE EXTENSION hstore", "CREATE PUBLICATION p", "CREATE COLLATION c FROM \"C\"", "CREATE OPERATOR @#@ (FUNCTION = int4pl, LEFTARG = int, RIGHTARG = int)", "CREATE FOREIGN DATA WRAPPER w",
+		"ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC", "CREATE TEXT SEARCH CONFIGURATION c (COPY = simple)", "CREATE TYPE ty AS (a int)", "SELECT lo_create(0)", "CREATE SCHEMA s", "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+		"CREATE SUBSCRIPTION s CONNECTION 'host=nowhere' PUBLICATION p WITH (connect = false, slot_name = NONE)", "CREATE CAST (int AS inet) WITH INOUT", "CREATE SEQUENCE s",
+	} {
+		sql(t, target, "postgres", "DROP DATABASE IF EXISTS shop")
+		sql(t, target, "postgres", "CREATE DATABASE shop")
+		sql(t, target, "shop", "SET client_min_messages = error; "+make)
+		if _, err := restore(b, func(o *IntoOptions) { o.Selection = &script.Selection{Databases: []string{"shop"}} }); err == nil || !strings.Contains(err.Error(), `database "shop" holds`) {
+			t.Errorf("%s: %v", make, err)
+		}
+		sql(t, target, "shop", "DO $$ BEGIN EXECUTE (SELECT 'ALTER SUBSCRIPTION s DISABLE' FROM pg_subscription WHERE subname = 's'); EXCEPTION WHEN null_value_not_allowed THEN END $$; DROP SUBSCRIPTION IF EXISTS s")
+	}
+
+	// A restore in which statements failed, and which could not take its place, is no better the second time.
+	text := on(t, source, nil, "pg_dumpall")
+	text = strings.Replace(text, "CREATE TABLE public.t (", "CREATE TABLE public.nonsense (a nonsense);\nCREATE SUBSCRIPTION never CONNECTION 'host=nowhere' PUBLICATION p;\nCREATE TABLE public.t (", 1)
+	broken := backupOf(t, &CreateOptions{GUID: b.ID.GUID, Stdin: strings.NewReader(text)})
+	sql(t, target, "postgres", "DROP DATABASE shop")
+	sql(t, target, "postgres", "CREATE DATABASE shop")
+	sql(t, target, "shop", "CREATE TABLE precious AS SELECT 42 AS a")
+	sql(t, target, "other", "ALTER SUBSCRIPTION sub ENABLE")
+	var late *pgconn.PgConn
+	goOn := func(o *IntoOptions) { o.Clean, o.Replay.KeepGoing = true, true }
+	r, err := restore(broken, func(o *IntoOptions) {
+		goOn(o)
+		o.Confirm = func(*IntoPlan) (err error) {
+			late, err = pgconn.Connect(t.Context(), target.DSN("shop"))
+			return err
+		}
+	})
+	if err == nil || len(r.Failures) != 2 || databases() != "dump_faulty dump_faulty other postgres shop template0 template1" {
+		t.Fatalf("in the way: %v, %v, %s", err, r.Failures, databases())
+	}
+	late.Close(context.Background())
+	if len(r.Subscriptions) != 1 || !strings.Contains(r.Failures[0].Error(), `in database "`) || strings.Contains(fmt.Sprint(r.Failures), "dump_restoring") {
+		t.Errorf("subscriptions %v, failures %v", r.Subscriptions, r.Failures)
+	}
+	if r, err = restore(broken, goOn); err != nil || !r.Faulty || r.Statements != 0 || len(r.Kept) != 2 {
+		t.Fatalf("second run: %v, %+v", err, r)
+	}
+	for _, name := range r.Kept {
+		if strings.HasPrefix(name, "shop_") && sql(t, target, name, "SELECT a FROM precious") != "42" {
+			t.Error("the old rows are lost")
+		}
+		if strings.HasPrefix(name, "other_") && sql(t, target, name, "SELECT subenabled FROM pg_subscription WHERE subname = 'sub' AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())") != "f" {
+			t.Error("the subscription of the old database goes on")
+		}
+	}
+	// Without KeepGoing it is not taken for whole.
+	if _, err := restore(broken, func(o *IntoOptions) { o.Clean = true }); err == nil {
+		t.Error("the broken one passed")
+	}
+
+	// What a run that was killed has begun in the server comes to its end, before its traces are looked for.
+	o := intoOptions(target, 1)
+	o.Clean = true
+	o.Confirm = func(p *IntoPlan) error {
+		if late, err = pgconn.Connect(t.Context(), target.DSN("template1")); err != nil {
+			return err
+		}
+		query := &pgproto3.Query{String: "SELECT pg_sleep(600) /* CREATE DATABASE \"" + p.Databases[0].loading + "\" */"}
+		late.Frontend().Send(query)
+		if err := late.Frontend().Flush(); err != nil {
+			return err
+		}
+		for sql(t, target, "postgres", "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep(600)%'") == "0" {
+		}
+		return nil
+	}
+	if _, err := RestoreInto(t.Context(), b, o); err != nil {
+		t.Fatal(err)
+	}
+	if got := sql(t, target, "postgres", "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(600)%'"); got != "0" {
+		t.Error("the statement of the killed run goes on")
+	}
+
+	// Files are looked at before anything is done.
+	file := filepath.Join(t.TempDir(), "x.sql")
+	if err := os.WriteFile(file, []byte("SELECT 1;\n\\set x 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = restore(b, func(o *IntoOptions) { o.Clean, o.After = true, []SQLFile{{"nowhere", file}} })
+	if err == nil || !strings.Contains(err.Error(), `only psql knows \set`) || !strings.Contains(err.Error(), `database "nowhere", which will not be there`) {
+		t.Errorf("file: %v", err)
+	}
 }
 
 // TestIntoSingle restores the dump of one database, which does not say which.

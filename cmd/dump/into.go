@@ -71,8 +71,18 @@ func runInto(ctx context.Context, f flags, b *archive.Backup, selection *script.
 	if r == nil {
 		var p *dump.PreflightError
 		if errors.As(err, &p) {
+			var texts []string
 			for _, x := range p.Problems {
 				report(errors.New(x.Text), x.Hint)
+				texts = append(texts, x.Text)
+			}
+			if f.is("json") {
+				if err := printJSON(struct {
+					Error    string   `json:"error"`
+					Problems []string `json:"problems"`
+				}{"the server is not ready", texts}); err != nil {
+					return err
+				}
 			}
 			return &statusError{errors.New("nothing was restored: the server is not ready for it"), "", statusFailed}
 		}
@@ -91,8 +101,11 @@ func runInto(ctx context.Context, f flags, b *archive.Backup, selection *script.
 		}
 		return err
 	}
-	if len(r.Failures) > 0 {
+	switch {
+	case len(r.Failures) > 0:
 		return &statusError{fmt.Errorf("%d statement(s) failed", len(r.Failures)), "", statusInPart}
+	case r.Faulty:
+		return &statusError{errors.New("what was put in place is a restore in which statements had failed, as the run that made it has said"), "", statusInPart}
 	}
 	return nil
 }
@@ -105,7 +118,11 @@ func (f flags) confirmPlan(ctx context.Context, b *archive.Backup, p *dump.IntoP
 	for _, d := range p.Databases {
 		destructive = destructive || d.Replaces()
 	}
-	if f.is("dry-run") || destructive && !f.is("yes") || f.is("verbose") {
+	if f.is("dry-run") && f.is("json") {
+		if err := printJSON(f.planJSON(p)); err != nil {
+			return err
+		}
+	} else if f.is("dry-run") || destructive && !f.is("yes") || f.is("verbose") {
 		w := os.Stdout
 		if !f.is("dry-run") {
 			w = os.Stderr
@@ -142,6 +159,42 @@ func (f flags) confirmPlan(ctx context.Context, b *archive.Backup, p *dump.IntoP
 		return confirm(ctx, "do this?")
 	}
 	return nil
+}
+
+// planJSON is the plan as a document.
+func (f flags) planJSON(p *dump.IntoPlan) any {
+	type database struct {
+		Name    string `json:"name"`
+		Source  string `json:"source"`
+		Exists  bool   `json:"exists"`
+		Objects int    `json:"objects"` // -1: not known
+		Bytes   int64  `json:"bytes"`
+		Plan    string `json:"plan"`
+	}
+	out := struct {
+		BackupID      string     `json:"backup_id"`
+		Host          string     `json:"host"`
+		Port          int        `json:"port"`
+		Server        string     `json:"server"`
+		Databases     []database `json:"databases"`
+		Roles         []string   `json:"roles"`
+		ExistingRoles []string   `json:"existing_roles"`
+		Leftovers     []string   `json:"leftovers"`
+		Slots         []string   `json:"slots"`
+		Warnings      []string   `json:"warnings"`
+	}{
+		p.Backup.String(), p.Host, p.Port, p.Version,
+		[]database{},
+		append([]string{}, p.Roles...), append([]string{}, p.ExistingRoles...), append([]string{}, p.Leftovers...), append([]string{}, p.Slots...), append([]string{}, p.Warnings...),
+	}
+	for _, d := range p.Databases {
+		x := database{Name: d.Name, Source: d.Source, Plan: f.fate(&d)}
+		if e := d.Existing; e != nil {
+			x.Exists, x.Objects, x.Bytes = true, e.Objects, e.Size
+		}
+		out.Databases = append(out.Databases, x)
+	}
+	return out
 }
 
 // fate says what becomes of a database.
@@ -241,12 +294,12 @@ func printInto(r *dump.IntoReport, err error, took time.Duration) {
 		fmt.Printf("  old database kept: %s\n", printable(x))
 	}
 	for _, x := range r.Remains {
-		say("warning: left behind: %s", x)
+		say("warning: %s", x)
 	}
 	if len(r.Subscriptions) > 0 {
 		fmt.Println("  subscriptions were restored without a connection; to resume replication, in each database:")
 		for _, s := range r.Subscriptions {
-			for _, c := range subscriptionCommands(s) {
+			for _, c := range subscriptionCommands(r.Plan.Backup, s) {
 				fmt.Printf("    %s\n", printable(c))
 			}
 		}
@@ -256,7 +309,7 @@ func printInto(r *dump.IntoReport, err error, took time.Duration) {
 
 // subscriptionCommands are what brings a restored subscription up to date. It has the rows of the time of the backup,
 // which its publisher has not: its tables are emptied, and copied anew by a new subscription.
-func subscriptionCommands(s postgres.Subscription) []string {
+func subscriptionCommands(id archive.ID, s postgres.Subscription) []string {
 	name := script.QuoteName(s.Name)
 	return []string{
 		`\connect ` + script.QuoteName(s.Database),
@@ -265,7 +318,7 @@ func subscriptionCommands(s postgres.Subscription) []string {
 		"ALTER SUBSCRIPTION " + name + " DISABLE;",
 		`SELECT format('TRUNCATE %s CASCADE', srrelid::regclass) FROM pg_subscription_rel JOIN pg_subscription s ON s.oid = srsubid WHERE subname = ` + postgres.QuoteLiteral(s.Name) + ` \gexec`,
 		"DROP SUBSCRIPTION " + name + ";",
-		"CREATE SUBSCRIPTION " + name + " CONNECTION '…' PUBLICATION …;  -- as it was: see dump restore --schema-only --database " + script.QuoteName(s.Database),
+		"CREATE SUBSCRIPTION " + name + " CONNECTION '…' PUBLICATION …;  -- as it was: see dump restore --backup-id " + id.String() + " --schema-only --database " + script.QuoteName(s.Database),
 	}
 }
 
@@ -289,6 +342,11 @@ func intoJSON(r *dump.IntoReport, err error, took time.Duration) any {
 		Statement string  `json:"statement"`
 		Seconds   float64 `json:"seconds"`
 	}
+	type subscription struct {
+		Database string   `json:"database"`
+		Name     string   `json:"name"`
+		Commands []string `json:"commands"`
+	}
 	out := struct {
 		BackupID      string             `json:"backup_id"`
 		Host          string             `json:"host"`
@@ -308,11 +366,14 @@ func intoJSON(r *dump.IntoReport, err error, took time.Duration) any {
 		LeftOut       []string           `json:"left_out,omitempty"`
 		Kept          []string           `json:"kept,omitempty"`
 		Remains       []string           `json:"remains,omitempty"`
-		Subscriptions []string           `json:"subscriptions,omitempty"`
+		Subscriptions []subscription     `json:"subscriptions,omitempty"`
+		DroppedSlots  []string           `json:"dropped_slots,omitempty"`
+		Faulty        bool               `json:"faulty"` // statements failed, in this run or in the one that restored what was put in place
 	}{
 		BackupID: r.Plan.Backup.String(), Host: r.Plan.Host, Port: r.Plan.Port, State: r.State, Seconds: took.Seconds(),
 		Rows: r.Rows, Tables: r.Tables, Indexes: r.Indexes, Databases: []string{}, Phases: map[string]float64{}, Slowest: []step{},
 		Harmless: failures(r.Harmless), Failures: failures(r.Failures), Skipped: r.Skipped, LeftOut: r.Left, Kept: r.Kept, Remains: r.Remains,
+		DroppedSlots: r.Plan.Slots, Faulty: r.Faulty || len(r.Failures) > 0,
 	}
 	if err != nil {
 		out.Error = err.Error()
@@ -327,7 +388,7 @@ func intoJSON(r *dump.IntoReport, err error, took time.Duration) any {
 		out.Slowest = append(out.Slowest, step{s.Database, s.Statement, s.Duration.Seconds()})
 	}
 	for _, s := range r.Subscriptions {
-		out.Subscriptions = append(out.Subscriptions, script.QuoteName(s.Database)+"."+script.QuoteName(s.Name))
+		out.Subscriptions = append(out.Subscriptions, subscription{s.Database, s.Name, subscriptionCommands(r.Plan.Backup, s)})
 	}
 	return out
 }

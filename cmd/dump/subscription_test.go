@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"encdump/dump/archive"
 	"encdump/dump/postgres"
 )
 
@@ -46,7 +47,7 @@ func TestSubscriptionCommands(t *testing.T) {
 		t.Fatal(out)
 	}
 	var commands []string
-	for _, c := range subscriptionCommands(postgres.Subscription{Database: "copy", Name: "sub"}) {
+	for _, c := range subscriptionCommands(archive.ID{}, postgres.Subscription{Database: "copy", Name: "sub"}) {
 		if !strings.Contains(out, c) {
 			t.Errorf("not printed: %s", c)
 		}

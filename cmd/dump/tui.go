@@ -153,59 +153,66 @@ func newProgress() dump.Progress {
 	return &bar{}
 }
 
+// bar is a line that says what goes on, and, as soon as bytes are counted, a bar with them.
 type bar struct {
-	mu  sync.Mutex
-	bar *progressbar.ProgressBar
+	mu    sync.Mutex
+	text  string
+	total int64
+	bar   *progressbar.ProgressBar
 }
 
 func (b *bar) Start(phase string, total int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.clear()
-	b.bar = progressbar.NewOptions64(total,
-		progressbar.OptionSetDescription("dump: "+phase),
-		progressbar.OptionSetWriter(os.Stderr),
-		progressbar.OptionShowBytes(true),
-		progressbar.OptionShowCount(),
-		progressbar.OptionShowTotalBytes(true),
-		progressbar.OptionUseIECUnits(false),
-		progressbar.OptionThrottle(100*time.Millisecond),
-		progressbar.OptionSetWidth(20),
-		progressbar.OptionSpinnerType(14),
-		progressbar.OptionSetPredictTime(total > 0),
-		progressbar.OptionClearOnFinish(),
-	)
+	b.bar, b.total = nil, total
+	b.show(phase)
 }
 
 func (b *bar) Add(n int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.bar != nil {
-		b.bar.Add64(n)
+	if b.bar == nil {
+		b.bar = progressbar.NewOptions64(b.total,
+			progressbar.OptionSetDescription("dump: "+b.text),
+			progressbar.OptionSetWriter(os.Stderr),
+			progressbar.OptionShowBytes(true),
+			progressbar.OptionShowCount(),
+			progressbar.OptionShowTotalBytes(true),
+			progressbar.OptionUseIECUnits(false),
+			progressbar.OptionThrottle(100*time.Millisecond),
+			progressbar.OptionSetWidth(20),
+			progressbar.OptionSpinnerType(14),
+			progressbar.OptionSetSpinnerChangeInterval(0), // it would draw for ever, over whatever comes next
+			progressbar.OptionSetPredictTime(b.total > 0),
+			progressbar.OptionClearOnFinish(),
+		)
 	}
+	b.bar.Add64(n)
 }
 
 // describe changes what stands before the numbers.
 func (b *bar) describe(text string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.bar != nil {
+	if b.bar != nil && !b.bar.IsFinished() {
+		b.text = text
 		b.bar.Describe("dump: " + text)
+		return
 	}
+	b.show(text)
 }
 
 func (b *bar) Done() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.clear()
 	b.bar = nil
+	fmt.Fprint(os.Stderr, "\r\033[K")
 }
 
-// clear wipes the line; the library's own way leaves spinners standing.
-func (b *bar) clear() {
-	if b.bar != nil {
-		fmt.Fprint(os.Stderr, "\r\033[K")
-	}
+// show writes the line without numbers.
+func (b *bar) show(text string) {
+	b.text = text
+	fmt.Fprint(os.Stderr, "\r\033[Kdump: "+text)
 }
 
 // size prints bytes in decimal units, as part sizes are given.

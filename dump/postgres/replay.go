@@ -38,6 +38,8 @@ type ReplayOptions struct {
 	Skip func(step script.Step) bool
 	// Harmless tells of a failed statement whether it changes nothing that matters; nil is HarmlessFailure.
 	Harmless func(step script.Step, err *pgconn.PgError) bool
+	// Names are what to call databases in reports, where that is not what they are called.
+	Names map[string]string
 	// Progress is told how the replay gets on; nil is silent. Calls come from several goroutines.
 	Progress func(ReplayProgress)
 	Logger   *slog.Logger
@@ -56,7 +58,7 @@ type ReplayProgress struct {
 type Failure struct {
 	Database  string
 	Statement string // its beginning, without passwords
-	Offset    int64  // of the statement, in bytes of the script
+	Offset    int64  // of the statement, in bytes of the script; -1 where it is none of the script's
 	Err       error  // of the server, or of the connection
 }
 
@@ -66,11 +68,28 @@ func (f *Failure) Error() string {
 	if f.Database != "" {
 		where = fmt.Sprintf(" in database %q", f.Database)
 	}
-	return fmt.Sprintf("%s%s (at byte %d of the script): %s", f.Statement, where, f.Offset, ServerMessage(f.Err))
+	if f.Offset >= 0 {
+		where += fmt.Sprintf(" (at byte %d of the script)", f.Offset)
+	}
+	return fmt.Sprintf("%s%s: %s", f.Statement, where, ServerMessage(f.Err))
 }
 
 // Unwrap returns Err.
 func (f *Failure) Unwrap() error { return f.Err }
+
+// Hint names ways out of the usual failures.
+func (f *Failure) Hint() string {
+	var e *pgconn.PgError
+	switch {
+	case !errors.As(f.Err, &e):
+		return "the log of the server says why the connection ended; run the restore again, it cleans up and completes"
+	case e.Code == "42501": // insufficient_privilege
+		return "connect as a superuser, or leave out what others own and may do: --no-owner --no-privileges --no-globals"
+	case e.Code == "42704" && strings.HasPrefix(e.Message, "role "): // undefined_object
+		return "create the role, or leave out what others own and may do: --no-owner --no-privileges"
+	}
+	return ""
+}
 
 // ServerMessage is what a server said, in one line: severity, text, SQLSTATE, detail, hint and context.
 func ServerMessage(err error) string {
@@ -274,10 +293,26 @@ func (r *Replayer) Finish(err error) (*ReplayReport, error) {
 	return &r.report, err
 }
 
-// meta takes a meta-command: those that pg_dump and pg_dumpall write.
-func (r *Replayer) meta(it script.Item) error {
+// Replayable tells whether a meta-command is one of those that pg_dump and pg_dumpall write, which a Replayer knows.
+func Replayable(it script.Item) bool {
+	switch metaCommand(it) {
+	case `\restrict`, `\unrestrict`, `\encoding`:
+		return true
+	case `\connect`, `\c`:
+		_, ok := script.ParseConnect(it.Text)
+		return ok
+	}
+	return false
+}
+
+func metaCommand(it script.Item) string {
 	command, _, _ := bytes.Cut(bytes.TrimRight(it.Text, "\r\n"), []byte(" "))
-	switch string(command) {
+	return string(command)
+}
+
+// meta takes a meta-command.
+func (r *Replayer) meta(it script.Item) error {
+	switch metaCommand(it) {
 	case `\restrict`, `\unrestrict`, `\encoding`: // what psql needs
 		return nil
 	case `\connect`, `\c`:
@@ -288,9 +323,9 @@ func (r *Replayer) meta(it script.Item) error {
 		r.leave()
 		r.database = name
 		r.enterPhase("schema")
-		r.tell(func(p *ReplayProgress) { p.Database = name })
+		r.tell(func(p *ReplayProgress) { p.Database = r.shown(name) })
 		r.mu.Lock()
-		r.report.Databases = append(r.report.Databases, name)
+		r.report.Databases = append(r.report.Databases, r.shown(name))
 		r.mu.Unlock()
 		return context.Cause(r.ctx)
 	}
@@ -309,7 +344,7 @@ func (r *Replayer) leave() {
 			r.analyze()
 		}
 		if r.restoring != "" {
-			r.alone(statement{sql: fmt.Sprintf("SELECT %s.timescaledb_post_restore()", quoteIdent(r.restoring))})
+			r.alone(statement{sql: fmt.Sprintf("SELECT %s.timescaledb_post_restore()", quoteIdent(r.restoring)), at: -1})
 		}
 	}
 	r.closeSessions()
@@ -361,7 +396,7 @@ func (r *Replayer) statement(text []byte, at int64) {
 	step := r.steps.Next(text)
 	if r.o.Skip != nil && r.o.Skip(step) {
 		r.mu.Lock()
-		r.report.Skipped = append(r.report.Skipped, script.Brief(text, briefLength))
+		r.report.Skipped = append(r.report.Skipped, r.brief(string(text)))
 		r.mu.Unlock()
 		return
 	}
@@ -401,13 +436,13 @@ func (r *Replayer) statement(text []byte, at int64) {
 			}
 		}
 	default:
-		r.alone(s)
-		if step.Verb == "create" && step.Kind == "subscription" {
+		ok := r.alone(s)
+		if ok && step.Verb == "create" && step.Kind == "subscription" {
 			r.mu.Lock()
-			r.report.Subscriptions = append(r.report.Subscriptions, Subscription{r.database, step.Name})
+			r.report.Subscriptions = append(r.report.Subscriptions, Subscription{r.shown(r.database), step.Name})
 			r.mu.Unlock()
 		}
-		if step.Verb == "create" && step.Kind == "extension" && step.Name == "timescaledb" {
+		if ok && step.Verb == "create" && step.Kind == "extension" && step.Name == "timescaledb" {
 			r.beginTimescale()
 		}
 	}
@@ -525,8 +560,31 @@ func (r *Replayer) slow(s statement, d time.Duration) {
 		return
 	}
 	i, _ := slices.BinarySearchFunc(list, d, func(x SlowStep, d time.Duration) int { return int(d - x.Duration) })
-	list = slices.Insert(list, i, SlowStep{r.database, script.Brief([]byte(s.sql), briefLength), d})
+	list = slices.Insert(list, i, SlowStep{r.shown(r.database), r.brief(s.sql), d})
 	r.report.Slowest = list[:min(len(list), slowest)]
+}
+
+// shown is what to call a database.
+func (r *Replayer) shown(database string) string {
+	if name, ok := r.o.Names[database]; ok {
+		return name
+	}
+	return database
+}
+
+// publicNames puts what databases are to be called into a text.
+func (r *Replayer) publicNames(text string) string {
+	for name, shown := range r.o.Names {
+		if strings.Contains(text, name) {
+			text = strings.ReplaceAll(strings.ReplaceAll(text, quoteIdent(name), quoteIdent(shown)), name, shown)
+		}
+	}
+	return text
+}
+
+// brief is the beginning of a statement, for reports.
+func (r *Replayer) brief(sql string) string {
+	return r.publicNames(script.Brief([]byte(sql), briefLength))
 }
 
 // fail notes that a statement failed, and ends the replay unless that does not matter.
@@ -534,9 +592,14 @@ func (r *Replayer) fail(s statement, err error) {
 	if r.ctx.Err() != nil {
 		return // it follows from what ended the replay
 	}
-	f := &Failure{r.database, script.Brief([]byte(s.sql), briefLength), s.at, err}
 	var e *pgconn.PgError
-	isServer := errors.As(err, &e) && e.Severity != "FATAL" && e.Severity != "PANIC"
+	if errors.As(err, &e) {
+		shown := *e
+		shown.Message, shown.Detail = r.publicNames(e.Message), r.publicNames(e.Detail)
+		err = &shown
+	}
+	f := &Failure{r.shown(r.database), r.brief(s.sql), s.at, err}
+	isServer := e != nil && e.Severity != "FATAL" && e.Severity != "PANIC"
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
@@ -555,7 +618,7 @@ func (r *Replayer) fail(s statement, err error) {
 // analyze gathers statistics of all tables, side by side.
 func (r *Replayer) analyze() {
 	var tables [][2]string
-	ok := r.run(0, statement{sql: "list of tables to analyze"}, func(c *workerConn) error {
+	ok := r.run(0, statement{sql: "list of tables to analyze", at: -1}, func(c *workerConn) error {
 		results, err := c.conn.Exec(r.ctx, `SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'm', 'p') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' ORDER BY pg_catalog.pg_relation_size(c.oid) DESC`).ReadAll()
 		if err != nil {
@@ -570,7 +633,7 @@ WHERE c.relkind IN ('r', 'm', 'p') AND n.nspname <> 'information_schema' AND n.n
 		return
 	}
 	for _, t := range tables {
-		s := statement{sql: fmt.Sprintf("ANALYZE %s.%s", quoteIdent(t[0]), quoteIdent(t[1]))}
+		s := statement{sql: fmt.Sprintf("ANALYZE %s.%s", quoteIdent(t[0]), quoteIdent(t[1])), at: -1}
 		r.sched.give(&job{run: func(worker int, _ bool) {
 			r.run(worker, s, func(c *workerConn) error { return runSQL(r.ctx, c.conn, s.sql) })
 		}})
@@ -581,7 +644,7 @@ WHERE c.relkind IN ('r', 'm', 'p') AND n.nspname <> 'information_schema' AND n.n
 // beginTimescale makes the call that TimescaleDB wants before its tables are filled. It sets a parameter of the
 // database, which sessions take when they begin.
 func (r *Replayer) beginTimescale() {
-	s := statement{sql: "SELECT timescaledb_pre_restore()"}
+	s := statement{sql: "SELECT timescaledb_pre_restore()", at: -1}
 	ok := r.run(0, s, func(c *workerConn) error {
 		row, err := queryRow(r.ctx, c.conn, `SELECT n.nspname FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'timescaledb'`)
 		if err != nil || len(row) == 0 {

@@ -127,18 +127,38 @@ func (c *Contents) Find(name string) *TargetDatabase {
 // firstUserOID is FirstNormalObjectId of access/transam.h: objects below are of the system.
 const firstUserOID = "16384"
 
-// userObjects finds what a user has made, without what belongs to extensions.
+// userObjects finds what a user has made. Extensions are named, and stand for what they have; the rest is what a
+// database has when initdb has made it.
 const userObjects = `WITH objects AS (
-	SELECT 'pg_catalog.pg_class'::pg_catalog.regclass AS class, c.oid, n.nspname || '.' || c.relname AS name FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+	SELECT 1 AS rank, 'pg_catalog.pg_class'::pg_catalog.regclass AS class, c.oid, n.nspname || '.' || c.relname AS name FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname !~ '^pg_'
-	UNION ALL SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, oid, proname FROM pg_catalog.pg_proc
-	UNION ALL SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, oid, typname FROM pg_catalog.pg_type WHERE typtype IN ('d', 'e', 'r')
-	UNION ALL SELECT 'pg_catalog.pg_namespace'::pg_catalog.regclass, oid, nspname FROM pg_catalog.pg_namespace WHERE nspname !~ '^pg_'
-	UNION ALL SELECT 'pg_catalog.pg_largeobject'::pg_catalog.regclass, oid, 'large object ' || oid FROM pg_catalog.pg_largeobject_metadata
+	UNION ALL SELECT 2, 'pg_catalog.pg_extension'::pg_catalog.regclass, oid, 'extension ' || extname FROM pg_catalog.pg_extension
+	UNION ALL SELECT 3, 'pg_catalog.pg_proc'::pg_catalog.regclass, oid, proname FROM pg_catalog.pg_proc
+	UNION ALL SELECT 4, 'pg_catalog.pg_type'::pg_catalog.regclass, oid, typname FROM pg_catalog.pg_type WHERE typtype IN ('b', 'd', 'e', 'r') AND typelem = 0 OR typtype = 'c' AND typrelid IN (SELECT oid FROM pg_catalog.pg_class WHERE relkind = 'c')
+	UNION ALL SELECT 5, 'pg_catalog.pg_namespace'::pg_catalog.regclass, oid, nspname FROM pg_catalog.pg_namespace WHERE nspname !~ '^pg_'
+	UNION ALL SELECT 6, 'pg_catalog.pg_largeobject'::pg_catalog.regclass, oid, 'large object ' || oid FROM pg_catalog.pg_largeobject_metadata
+	UNION ALL SELECT 7, 'pg_catalog.pg_operator'::pg_catalog.regclass, oid, 'operator ' || oprname FROM pg_catalog.pg_operator
+	UNION ALL SELECT 7, 'pg_catalog.pg_opfamily'::pg_catalog.regclass, oid, 'operator family ' || opfname FROM pg_catalog.pg_opfamily
+	UNION ALL SELECT 7, 'pg_catalog.pg_am'::pg_catalog.regclass, oid, 'access method ' || amname FROM pg_catalog.pg_am
+	UNION ALL SELECT 7, 'pg_catalog.pg_cast'::pg_catalog.regclass, oid, 'cast' FROM pg_catalog.pg_cast
+	UNION ALL SELECT 7, 'pg_catalog.pg_collation'::pg_catalog.regclass, c.oid, 'collation ' || collname FROM pg_catalog.pg_collation c JOIN pg_catalog.pg_namespace n ON n.oid = collnamespace WHERE nspname <> 'pg_catalog'
+	UNION ALL SELECT 7, 'pg_catalog.pg_conversion'::pg_catalog.regclass, oid, 'conversion ' || conname FROM pg_catalog.pg_conversion
+	UNION ALL SELECT 7, 'pg_catalog.pg_language'::pg_catalog.regclass, oid, 'language ' || lanname FROM pg_catalog.pg_language
+	UNION ALL SELECT 7, 'pg_catalog.pg_ts_config'::pg_catalog.regclass, oid, 'text search configuration ' || cfgname FROM pg_catalog.pg_ts_config
+	UNION ALL SELECT 7, 'pg_catalog.pg_ts_dict'::pg_catalog.regclass, oid, 'text search dictionary ' || dictname FROM pg_catalog.pg_ts_dict
+	UNION ALL SELECT 7, 'pg_catalog.pg_foreign_data_wrapper'::pg_catalog.regclass, oid, 'foreign data wrapper ' || fdwname FROM pg_catalog.pg_foreign_data_wrapper
+	UNION ALL SELECT 7, 'pg_catalog.pg_foreign_server'::pg_catalog.regclass, oid, 'foreign server ' || srvname FROM pg_catalog.pg_foreign_server
+	UNION ALL SELECT 7, 'pg_catalog.pg_event_trigger'::pg_catalog.regclass, oid, 'event trigger ' || evtname FROM pg_catalog.pg_event_trigger
+	UNION ALL SELECT 7, 'pg_catalog.pg_default_acl'::pg_catalog.regclass, oid, 'default privileges' FROM pg_catalog.pg_default_acl%s
 )
 SELECT (count(*) OVER ()), name FROM objects o WHERE o.oid >= ` + firstUserOID + `
 	AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype = 'e')
-ORDER BY class, name LIMIT 3`
+ORDER BY rank, class, name LIMIT 3`
+
+// replicationObjects are those of userObjects that came with version 10.
+const replicationObjects = `
+	UNION ALL SELECT 8, 'pg_catalog.pg_publication'::pg_catalog.regclass, oid, 'publication ' || pubname FROM pg_catalog.pg_publication
+	UNION ALL SELECT 8, 'pg_catalog.pg_subscription'::pg_catalog.regclass, oid, 'subscription ' || subname FROM pg_catalog.pg_subscription WHERE subdbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())`
 
 // Look returns what the server holds. It connects to every database that can be connected to.
 func (s *Server) Look(ctx context.Context) (*Contents, error) {
@@ -205,7 +225,11 @@ func (s *Server) lookInto(ctx context.Context, d *TargetDatabase) error {
 	}
 	defer closeConn(conn)
 	s.looked = append(s.looked, int(conn.PID()))
-	results, err := conn.Exec(ctx, userObjects).ReadAll()
+	later := ""
+	if s.info.Version >= 100000 {
+		later = replicationObjects
+	}
+	results, err := conn.Exec(ctx, fmt.Sprintf(userObjects, later)).ReadAll()
 	if err != nil {
 		return err
 	}
@@ -268,6 +292,23 @@ func (s *Server) Terminate(ctx context.Context, databases []string) error {
 func (s *Server) terminate(ctx context.Context, conn *pgconn.PgConn, databases []string) error {
 	return runSQL(ctx, conn, "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = ANY ("+
 		textArray(databases)+") AND pid <> pg_backend_pid() AND pid <> "+strconv.FormatUint(uint64(s.conn.PID()), 10))
+}
+
+// EndStatements ends the sessions whose statement holds a text, and waits until they have ended: what a process that
+// was killed has begun goes on in the server.
+func (s *Server) EndStatements(ctx context.Context, text string) error {
+	for {
+		rows, err := s.query(ctx, `SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+			WHERE pid <> pg_backend_pid() AND state = 'active' AND pg_catalog.strpos(query, `+QuoteLiteral(text)+`) > 0`)
+		if err != nil || len(rows) == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // DropInactiveSlots drops the replication slots that nobody uses, and returns their names.
@@ -346,10 +387,34 @@ func (s *Server) dropSubscriptions(ctx context.Context, database string) (left [
 			}
 		}
 		if r[1] != "" {
-			left = append(left, fmt.Sprintf("replication slot %q of subscription %q at its publisher", r[1], r[0]))
+			left = append(left, fmt.Sprintf("replication slot %q at the publisher of subscription %q, which went with database %q: drop it there, unless a restored subscription goes on with it", r[1], r[0], database))
 		}
 	}
 	return left, nil
+}
+
+// DisableSubscriptions has the subscriptions of a database rest, and returns their names.
+func (s *Server) DisableSubscriptions(ctx context.Context, database string) (names []string, err error) {
+	conn, err := s.Open(ctx, database)
+	if err != nil {
+		return nil, err
+	}
+	defer closeConn(conn)
+	results, err := conn.Exec(ctx, "SELECT subname FROM pg_catalog.pg_subscription WHERE subenabled AND subdbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())").ReadAll()
+	var e *pgconn.PgError
+	if errors.As(err, &e) && (e.Code == "42501" || e.Code == "42P01") {
+		return nil, nil // for superusers alone, before version 16 in part; none before 10
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, row := range results[0].Rows {
+		if err := runSQL(ctx, conn, "ALTER SUBSCRIPTION "+quoteIdent(string(row[0]))+" DISABLE"); err != nil {
+			return names, err
+		}
+		names = append(names, string(row[0]))
+	}
+	return names, nil
 }
 
 // Swap is a renaming of databases.

@@ -472,7 +472,7 @@ func (s *Selector) statement(it Item) {
 	switch {
 	case s.waited(&h, it):
 		return
-	case h.kind == "database" || h.kind == kindInDatabase:
+	case h.kind == "database" || h.kind == KindInDatabase:
 		s.keep, text = s.database(&h)
 	case h.kind == kindSetting:
 		s.setting(&h)

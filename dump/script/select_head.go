@@ -33,8 +33,10 @@ const (
 	kindValue      = "value"      // of a sequence
 	kindObjectData = "objectdata" // of large objects
 	kindMembership = "membership" // GRANT a TO b
-	kindInDatabase = "indatabase" // ALTER ROLE a IN DATABASE b
 )
+
+// KindInDatabase is the kind of ALTER ROLE a IN DATABASE b.
+const KindInDatabase = "indatabase"
 
 // kinds leads from the words that name a kind of object to a kind: those that
 // matter here. All others are their first word.
@@ -117,7 +119,7 @@ func (h *head) object() {
 		h.name.name, _ = p.name()
 		h.at.to = len(h.text) - len(p.text)
 		if h.kind == "role" && p.word("in") && p.word("database") {
-			h.kind = kindInDatabase
+			h.kind = KindInDatabase
 			p.skip()
 			h.at.from = len(h.text) - len(p.text)
 			h.name.name, _ = p.name()

@@ -241,7 +241,7 @@ func (s *Steps) needs(r relation, exclusive bool) []Need {
 }
 
 // secrets are kinds of objects whose statements may hold a password.
-var secrets = []string{"role", kindInDatabase, "user mapping", "subscription", "server"}
+var secrets = []string{"role", KindInDatabase, "user mapping", "subscription", "server"}
 
 // Brief returns the beginning of a statement in one line of at most max bytes, for a message. Where the statement
 // may hold a password, it ends behind the name.

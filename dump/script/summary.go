@@ -71,7 +71,7 @@ func (s *Summarizer) statement(text []byte) {
 	switch {
 	case step.Lane == Session:
 		return
-	case step.Kind == "database" || step.Kind == kindInDatabase:
+	case step.Kind == "database" || step.Kind == KindInDatabase:
 		if step.Verb == "create" {
 			s.summary.Databases[s.database(step.Name)].Created = true
 		}
