@@ -12,6 +12,9 @@ FUZZTIME ?= 1m
 TOOLS     = go tool -modfile=.ci/tools.mod
 PACKAGES  = ./...
 
+SHELL       := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
 .PHONY: build demo test test-all bench lint deps fuzz
 
 build:
@@ -27,6 +30,7 @@ demo: deps build
 test: deps build lint
 	go test -timeout 15m $(PACKAGES)
 	@go test -run '^TestFaultTable$$' -v ./dump | grep '^fault table:'
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=3s | grep -v '^fuzz: '
 
 test-all: deps build lint
 	@.ci/deps all

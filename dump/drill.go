@@ -43,6 +43,7 @@ type DrillReport struct {
 	Databases, Tables, Sequences int
 	Rows, LargeObjects           int64
 	Record                       string // name of the record written; empty where none was
+	Unrecorded                   error  // why it could not be written
 }
 
 // DrillRoom is how many bytes a throwaway cluster takes beside what the databases had: its own files, and write-ahead log.
@@ -58,7 +59,8 @@ type drill struct {
 	read     archive.ReadOptions
 	toc      *archive.TOC
 	known    *known
-	made     []PlannedDatabase // what the restore has put in place
+	made     []PlannedDatabase // what the restore has made
+	inPlace  bool              // and put in place
 	result   *VerifyReport
 	report   *DrillReport
 	progress Progress
@@ -99,25 +101,36 @@ func runDrill(ctx context.Context, b *archive.Backup, r *VerifyReport, o *Verify
 		return err
 	}
 	slices.Sort(r.Findings) // several connections have found them
-	if d.Record && len(r.Inconclusive) == 0 && b.Authenticated {
+	if len(r.Inconclusive) == 0 {
 		d.record(ctx)
 	}
 	return nil
 }
 
+// recordDamage writes beside a backup that it is damaged, since an older record may tell otherwise.
+func recordDamage(ctx context.Context, b *archive.Backup, r *VerifyReport, o *VerifyOptions) {
+	if r.Drill == nil {
+		r.Drill = &DrillReport{StartedAt: time.Now().UTC()}
+	}
+	(&drill{DrillOptions: o.Drill, backup: b, result: r, report: r.Drill}).record(ctx)
+}
+
 // record writes the result beside the backup.
 func (d *drill) record(ctx context.Context) {
-	result := archive.DrillPassed
-	if len(d.result.Findings) > 0 {
+	if !d.Record || !d.backup.Authenticated {
+		return
+	}
+	result, findings := archive.DrillPassed, len(d.result.Findings)+len(d.result.Damage)
+	if findings > 0 {
 		result = archive.DrillFailed
 	}
 	name, err := d.backup.AddRecord(ctx, &archive.Record{
 		VerifiedAt: d.report.StartedAt.Add(d.report.Duration), Seconds: d.report.Duration.Round(time.Millisecond).Seconds(), Result: result, Tool: d.Tool,
 		Server: d.report.Server, Databases: d.report.Databases, Tables: d.report.Tables, Rows: script.Number(d.report.Rows),
-		Sequences: d.report.Sequences, LargeObjects: script.Number(d.report.LargeObjects), Findings: len(d.result.Findings),
+		Sequences: d.report.Sequences, LargeObjects: script.Number(d.report.LargeObjects), Findings: findings,
 	})
 	if err != nil {
-		d.open("it needs the right to write to the store; --no-record leaves it out", "the record of the drill could not be written: %v", err)
+		d.report.Unrecorded = err
 		return
 	}
 	d.report.Record = name
@@ -228,20 +241,23 @@ func (d *drill) restore(ctx context.Context, target postgres.Config) error {
 			return err
 		case errors.As(err, &preflight):
 			for _, p := range preflight.Problems {
-				d.open(p.Hint, "%s", p.Text)
+				hint := p.Hint
+				if strings.Contains(hint, "--") { // an option of restore
+					hint = "a drill wants a server with nothing in it: name another one with --into, or leave --into out"
+				}
+				d.open(hint, "%s", p.Text)
 			}
 		default:
 			d.open(hintOf(err), "%v", err)
 		}
 		return errInconclusive
 	}
-	if err == nil {
-		d.made = r.Plan.Databases
-	}
+	d.made = r.Plan.Databases
 	var damage *archive.DamageError
 	if errors.As(err, &damage) {
 		return err
 	}
+	d.inPlace = err == nil
 	failures := r.Failures
 	var failure *postgres.Failure
 	if errors.As(err, &failure) {
@@ -297,7 +313,17 @@ func (d *drill) dropRestored(ctx context.Context, target postgres.Config) {
 	}
 	defer server.Close()
 	for _, p := range d.made {
-		if exists, err := server.HasDatabase(ctx, p.Name); err == nil && !exists {
+		// What did not come to its place.
+		for _, name := range []string{p.loading, p.ready, p.faulty} {
+			exists, err := server.HasDatabase(ctx, name)
+			if err == nil && exists {
+				_, err = server.DropDatabase(ctx, name)
+			}
+			if err != nil {
+				left(err, name)
+			}
+		}
+		if exists, err := server.HasDatabase(ctx, p.Name); err == nil && !exists || !d.inPlace {
 			continue
 		}
 		if p.Existing != nil && p.Existing.Template {

@@ -2,15 +2,19 @@ package dump
 
 import (
 	"context"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"encdump/crypto"
 	"encdump/dump/archive"
 	"encdump/dump/postgres"
 	"encdump/dump/postgres/postgrestest"
+	"encdump/storage"
 )
 
 // drillSource is a cluster with what is awkward to compare.
@@ -61,6 +65,13 @@ func verifyRestore(t *testing.T, b *archive.Backup, change func(*VerifyOptions))
 	return r
 }
 
+// readOnly is a store that takes nothing.
+type readOnly struct{ storage.Bucket }
+
+func (readOnly) Put(context.Context, string, io.Reader, *storage.PutOptions) error {
+	return storage.ErrPermission
+}
+
 func TestDrill(t *testing.T) {
 	source := startCluster(t)
 	sql(t, source, "postgres", drillSource)
@@ -75,6 +86,16 @@ func TestDrill(t *testing.T) {
 		again := find(t, b.Bucket(), b.ID.String())
 		if again.Drill == nil || !again.Drill.Passed() || again.Drill.Rows != 2055 || again.Verified.IsZero() || again.Drill.Seconds <= 0 {
 			t.Errorf("record %+v", again.Drill)
+		}
+	})
+
+	t.Run("into a store that may not be written", func(t *testing.T) {
+		found, err := archive.OpenCatalog(readOnly{b.Bucket()}, crypto.Keyring{testKey}, nil).Find(t.Context(), archive.Ref{ID: b.ID.String()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := verifyRestore(t, found, nil); !r.OK() || !errors.Is(r.Drill.Unrecorded, storage.ErrPermission) || r.Drill.Rows != 2055 {
+			t.Errorf("%+v, drill %+v", r, r.Drill)
 		}
 	})
 

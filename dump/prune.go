@@ -101,6 +101,8 @@ type Decision struct {
 	Reasons []string  // why it is kept or removed
 	Locked  time.Time // until when it cannot be removed, though it should be
 	Err     error     // why it could not be removed
+	// Uncounted: it is not authenticated, though there are keys or signers, and so neither counted nor removed.
+	Uncounted bool
 }
 
 // PlanPrune decides which backups are removed: complete ones that no rule keeps, and incomplete ones whose newest
@@ -125,7 +127,7 @@ func PlanPrune(bs []*archive.Backup, p Policy, now time.Time) Plan {
 		case p.IncompleteOnly:
 			d.Reasons = []string{"complete"}
 		case !b.Vouched() && b.Checked():
-			d.Reasons = []string{notAuthenticated(b)}
+			d.Uncounted, d.Reasons = true, []string{notAuthenticated(b)}
 		case b.Metadata.Source.Kind == archive.KindPartial:
 			d.Reasons = []string{"partial"}
 		default:
@@ -213,6 +215,10 @@ func (p *Policy) decide(ds []*Decision, now time.Time) {
 			if !d.Backup.Verified.IsZero() {
 				keep(d, "newest verified")
 				break
+			}
+			// Without the key nobody vouches for a record, so that it counts, but does not make older ones superfluous.
+			if r := d.Backup.Drill; r != nil && r.Passed() {
+				keep(d, "verified, not checked")
 			}
 		}
 	}

@@ -159,6 +159,8 @@ func TestPlanPruneProperties(t *testing.T) {
 				b.Status, b.Metadata = []archive.Status{archive.Foreign, archive.Damaged, archive.Unreadable, archive.Incomplete}[r.IntN(4)], nil
 			case 2:
 				b.Verified = pruneNow
+			case 3:
+				b.Drill = &archive.Record{Result: archive.DrillPassed} // without the key
 			}
 			all = append(all, b)
 		}
@@ -185,6 +187,8 @@ func TestPlanPruneProperties(t *testing.T) {
 				t.Fatalf("seed %d: incomplete since %v: %v", seed, b.Modified, gone[b.ID])
 			case counted && gone[b.ID] && newest[b.ID.GUID] < max(p.Min, 1):
 				t.Fatalf("seed %d: %s is removed, and %d newer ones are kept", seed, b.ID, newest[b.ID.GUID])
+			case counted && p.RequireVerified && b.Drill != nil && !verified[b.ID.GUID] && gone[b.ID]:
+				t.Fatalf("seed %d: one that may be the newest verified is removed", seed)
 			case counted && p.RequireVerified && !b.Verified.IsZero() && !verified[b.ID.GUID]:
 				verified[b.ID.GUID] = true
 				if gone[b.ID] {

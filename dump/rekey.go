@@ -35,6 +35,21 @@ type RekeyReport struct {
 	Removed bool // the old one is gone
 }
 
+// LockedError says that a backup cannot be replaced yet.
+type LockedError struct {
+	BackupID string
+	Until    time.Time
+}
+
+func (e *LockedError) Error() string {
+	return fmt.Sprintf("%s is locked %s, and cannot be replaced before", e.BackupID, lockedText(e.Until))
+}
+
+// Hint names the way out.
+func (e *LockedError) Hint() string {
+	return "--keep-old makes the new backup beside it; a lock for that one is asked for in the URL of the store (lock-days)"
+}
+
 // Rekey encrypts an authenticated backup anew, in its store, by streaming: nothing plain
 // touches a disk. The new backup replaces the old one, follows it in time by a millisecond
 // and keeps its times, so that rules of retention and --at see no difference. The old one
@@ -46,6 +61,16 @@ func Rekey(ctx context.Context, b *archive.Backup, o *RekeyOptions) (*RekeyRepor
 	}
 	if b.Metadata == nil {
 		return nil, b.Problem
+	}
+	if !o.KeepOld {
+		// To delete a locked one only hides it, and its lock would not pass on to the new one.
+		until, err := b.LockedUntil(ctx)
+		if err != nil && !errors.Is(err, storage.ErrPermission) {
+			return nil, fmt.Errorf("whether %s is locked is not known: %w", b.ID, err)
+		}
+		if until.After(time.Now()) {
+			return nil, &LockedError{b.ID.String(), until}
+		}
 	}
 	progress := orSilent(o.Progress)
 	r := new(RekeyReport)

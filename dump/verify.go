@@ -66,6 +66,14 @@ func (r *VerifyReport) OK() bool {
 // Verify checks a backup. Damage is in the report; the error is why the check
 // could not be made, such as a missing key.
 func Verify(ctx context.Context, b *archive.Backup, o *VerifyOptions) (*VerifyReport, error) {
+	r, err := verify(ctx, b, o)
+	if err == nil && o.Level == LevelRestore && len(r.Damage) > 0 {
+		recordDamage(ctx, b, r, o)
+	}
+	return r, err
+}
+
+func verify(ctx context.Context, b *archive.Backup, o *VerifyOptions) (*VerifyReport, error) {
 	p, log := orSilent(o.Progress), o.Logger
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)

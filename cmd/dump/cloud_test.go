@@ -363,6 +363,15 @@ func TestLockedBackup(t *testing.T) {
 	}
 	p.ok("delete", "latest", "--yes")
 
+	// rekey does not put one in its place that has no lock.
+	p.ok("key", "generate", "--key-file", filepath.Join(p.dir, "newer"))
+	if status, _, errors := p.run("rekey", "--backup-id", id, "--new-key-file", filepath.Join(p.dir, "newer")); status != 1 || !strings.Contains(errors, id+" is "+until) || !strings.Contains(errors, "--keep-old") {
+		t.Errorf("rekey of a locked backup: status %d, %s", status, errors)
+	}
+	if now, _ := inS3(t, s); !slices.Equal(now, objects) {
+		t.Errorf("after rekey there are %q", now)
+	}
+
 	// Everything that a thief may ask for.
 	versions := func() *s3.ListObjectVersionsOutput {
 		t.Helper()

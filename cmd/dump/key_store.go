@@ -218,7 +218,7 @@ func runKeyRotate(ctx context.Context, f flags, args []string) error {
 		}
 	}
 	if len(files) == 0 {
-		return noKeyError("no key to rotate")
+		return noKeyError("no key to rotate", hintNewKey)
 	}
 	path := files[0]
 	old, err := crypto.ReadKeyFile(path)

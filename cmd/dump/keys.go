@@ -31,13 +31,18 @@ func defaultKeyFiles() []string {
 	return append(files, systemKeyFile)
 }
 
-// noKeyError says that no key was found, and where it was looked for.
-func noKeyError(why string) error {
+// noKeyError says that no key was found, and where it was looked for. hint is the way out.
+func noKeyError(why, hint string) error {
 	return &statusError{
 		fmt.Errorf("%s: looked for --key-file, --key-command, the variable %s, %s", why, keyVariable, joinWords(defaultKeyFiles())),
-		"make one with: dump key generate; sealed backups are made with --recipient and read with --identity", statusKey,
+		hint, statusKey,
 	}
 }
+
+const (
+	hintNewKey = "make one with: dump key generate; sealed backups are made with --recipient and read with --identity"
+	hintOldKey = "name the key that the backup was made with, by --key-file, or by --identity where it is sealed; dump list tells its key ID"
+)
 
 // keyring returns the keys at hand for reading, none where there are none: those of
 // currentKeys, what "dump key rotate" has put beside their files, and --identity.
@@ -118,7 +123,7 @@ func (f flags) currentKeys(ctx context.Context) (crypto.Keyring, error) {
 func (f flags) neededKeyring(ctx context.Context) (crypto.Keyring, error) {
 	ring, err := f.keyring(ctx)
 	if err == nil && len(ring) == 0 {
-		err = noKeyError("no key")
+		err = noKeyError("no key", hintOldKey)
 	}
 	return ring, err
 }
@@ -137,10 +142,10 @@ func (f flags) creationKey(ctx context.Context, first bool) (*crypto.Key, error)
 		return ring[0], nil
 	}
 	if !stderrIsTerminal() {
-		return nil, noKeyError("no key")
+		return nil, noKeyError("no key", hintNewKey)
 	}
 	if !first {
-		return nil, noKeyError("no key, and the store holds backups already")
+		return nil, noKeyError("no key, and the store holds backups already", hintNewKey)
 	}
 	path := defaultKeyFiles()[0]
 	p := crypto.Generate()

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -152,10 +153,10 @@ func addOptions(cmd *cobra.Command, command string) {
 		if !slices.Contains(strings.Fields(o.commands), command) {
 			continue
 		}
-		// Backquotes name the value in the help (pflag.UnquoteUsage).
+		// Backquotes name the value in the help (pflag.UnquoteUsage), which then has it in the text, too.
 		help := o.help
 		if o.value != "" {
-			help = "`" + o.value + "`  " + help
+			help = "`" + o.value + "`" + valueEnd + help
 		}
 		switch o.kind {
 		case text:
@@ -173,6 +174,13 @@ func addOptions(cmd *cobra.Command, command string) {
 		}
 	}
 }
+
+const valueEnd = " — "
+
+var valueInText = regexp.MustCompile(`(?m)^( +--.*?  )\S+` + valueEnd)
+
+// withoutValues takes the names of values out of the texts of a help.
+func withoutValues(help string) string { return valueInText.ReplaceAllString(help, "$1") }
 
 // flags reads the values of a command's options.
 type flags struct{ *pflag.FlagSet }

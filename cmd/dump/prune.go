@@ -111,6 +111,18 @@ func runPrune(ctx context.Context, f flags, _ []string) error {
 		}
 		all = append(all, p)
 		removed += len(p.Plan.Removed()) + len(p.Uploads)
+		out := 0
+		for _, d := range p.Plan {
+			if d.Uncounted {
+				out++
+			}
+		}
+		if out > 0 {
+			say("warning: %s: %s not authenticated here, and neither counted nor removed; --dry-run tells which key it needs", s, count(int64(out), "backup"))
+		}
+		if len(keys) == 0 {
+			say("warning: %s: no key is at hand, so that times and sizes are taken as the store tells them", s)
+		}
 		if show {
 			if err := showPruning(p); err != nil {
 				return err

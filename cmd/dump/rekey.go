@@ -46,7 +46,7 @@ func runRekey(ctx context.Context, f flags, args []string) error {
 	default:
 		own := keys.Passphrases()
 		if len(own) == 0 {
-			return noKeyError("no new key")
+			return noKeyError("no new key", hintNewKey)
 		}
 		key = own[0]
 	}

@@ -102,6 +102,8 @@ func command(use, short, long string, args cobra.PositionalArgs, run func(ctx co
 		return run(cmd.Context(), flags{cmd.Flags()}, args)
 	}
 	addOptions(cmd, cmd.Name())
+	cobra.AddTemplateFunc("withoutValues", withoutValues)
+	cmd.SetUsageTemplate(strings.Replace(cmd.UsageTemplate(), ".LocalFlags.FlagUsages |", ".LocalFlags.FlagUsages | withoutValues |", 1))
 	return cmd
 }
 

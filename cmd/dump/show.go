@@ -199,7 +199,7 @@ func runShowContents(ctx context.Context, f flags, args []string) error {
 		if d.Encoding != "" {
 			encoding = " (" + d.Encoding + ")"
 		}
-		fmt.Printf("database %s%s: %d tables, %s rows, %s\n", printable(d.Name), encoding, len(d.Tables), humanize.Comma(int64(d.Rows)), size(d.size()))
+		fmt.Printf("database %s%s: %s, %s\n", printable(d.Name), encoding, compared(len(d.Tables), int64(d.Rows)), size(d.size()))
 		rows := [][]string{}
 		for _, t := range d.Tables {
 			rows = append(rows, []string{

@@ -202,6 +202,9 @@ func (f flags) verifyOptions(level dump.Level) (*dump.VerifyOptions, error) {
 		if err != nil || span.IsZero() {
 			return nil, usage("", "--max-age %q is not a span, as 26h or 2d", s)
 		}
+		if span.Months > 0 && strings.Contains(s, "m") {
+			return nil, usage("write hours, days or weeks, as 1h, 26h, 2d or 4w", "--max-age %q: m stands for months, which is hardly meant", s)
+		}
 		o.NotBefore = span.Before(time.Now())
 	}
 	if level != dump.LevelRestore {
@@ -278,7 +281,7 @@ func asVerified(b *archive.Backup, level dump.Level, r *dump.VerifyReport, err e
 	}
 	v.OK = err == nil && r.OK()
 	v.Authenticated, v.PlainBytes, v.Stale, v.Findings = r.Authenticated, r.PlainBytes, r.Stale, r.Findings
-	if len(r.Inconclusive) > 0 {
+	if len(r.Inconclusive) > 0 || r.Drill != nil && r.Drill.Unrecorded != nil {
 		consider(statusInPart, "inconclusive")
 	}
 	if r.Stale != "" {
@@ -323,7 +326,11 @@ func printVerified(b *archive.Backup, r *dump.VerifyReport, err error, quiet boo
 		report(fmt.Errorf("%s: %s", b.ID, x), "")
 	}
 	if r.Stale != "" {
-		report(fmt.Errorf("%s: %s", b.ID, r.Stale), "is dump create still running as planned?")
+		hint := "is dump create still running as planned?"
+		if b.StartedAt().After(time.Now()) {
+			hint = "compare the clock of this machine with that of the one that makes the backups"
+		}
+		report(fmt.Errorf("%s: %s", b.ID, r.Stale), hint)
 	}
 	for _, x := range r.Inconclusive {
 		say("inconclusive: %s: %s", b.ID, oneLine(x.Text))
@@ -334,6 +341,9 @@ func printVerified(b *archive.Backup, r *dump.VerifyReport, err error, quiet boo
 	if err != nil {
 		hint, _ := explain(err)
 		report(err, hint)
+	}
+	if d := r.Drill; d != nil && d.Unrecorded != nil {
+		report(fmt.Errorf("%s: the record of the drill could not be written: %w", b.ID, d.Unrecorded), "it needs the right to write to the store; --no-record leaves it out")
 	}
 	if err != nil || quiet || !r.OK() {
 		return
@@ -355,7 +365,15 @@ func printVerified(b *archive.Backup, r *dump.VerifyReport, err error, quiet boo
 }
 
 func compared(tables int, rows int64) string {
-	return fmt.Sprintf("%s tables, %s rows", humanize.Comma(int64(tables)), humanize.Comma(rows))
+	return count(int64(tables), "table") + ", " + count(rows, "row")
+}
+
+// count writes a number of things.
+func count(n int64, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return humanize.Comma(n) + " " + thing
 }
 
 // describeLoss says what damage reaches.
@@ -378,7 +396,11 @@ func drillText(b *archive.Backup) string {
 	case r == nil:
 		return ""
 	case r.Passed():
-		return fmt.Sprintf("verified %s: %s, equal", age(r.VerifiedAt), compared(r.Tables, int64(r.Rows)))
+		text := fmt.Sprintf("verified %s: %s, equal", age(r.VerifiedAt), compared(r.Tables, int64(r.Rows)))
+		if !b.DrillChecked() {
+			text += " (as its record says, which only the key can tell to be true)"
+		}
+		return text
 	}
-	return fmt.Sprintf("DRILL FAILED %s: %d findings", age(r.VerifiedAt), r.Findings)
+	return fmt.Sprintf("DRILL FAILED %s: %s", age(r.VerifiedAt), count(int64(r.Findings), "finding"))
 }

@@ -73,10 +73,11 @@ type Backup struct {
 	Bytes int64
 	// Modified is when the newest of them was put, by the clock of the store.
 	Modified time.Time
-	// Drill is the newest record of a restore drill; nil where there is none. It
-	// is as good as the metadata: authenticated where these are, otherwise as found.
+	// Drill is the newest record of a restore drill; nil where there is none. Without
+	// the key it is nobody's word.
 	Drill *Record
-	// Verified is when that drill was, where it was passed; otherwise the zero time.
+	// Verified is when that drill was, where it was passed and the key is at hand, which
+	// tells that nobody made it up; otherwise the zero time.
 	Verified time.Time
 
 	bucket  storage.Bucket
@@ -92,6 +93,9 @@ type Backup struct {
 
 // Bucket returns where the backup is.
 func (b *Backup) Bucket() storage.Bucket { return b.bucket }
+
+// DrillChecked tells whether the MAC of Drill was checked.
+func (b *Backup) DrillChecked() bool { return b.Drill != nil && b.key != nil }
 
 // Keys returns the keys that are at hand for reading it.
 func (b *Backup) Keys() crypto.Keyring { return b.keys }
@@ -196,7 +200,7 @@ func (b *Backup) load(ctx context.Context) {
 		b.Parts = b.foundParts()
 	}
 	if b.Metadata != nil {
-		if b.Drill = b.newestRecord(ctx); b.Drill != nil && b.Drill.Passed() {
+		if b.Drill = b.newestRecord(ctx); b.Drill != nil && b.Drill.Passed() && b.key != nil {
 			b.Verified = b.Drill.VerifiedAt
 		}
 	}

@@ -118,13 +118,13 @@ func (b *Backup) newestRecord(ctx context.Context) *Record {
 
 var errRecordMAC = errors.New("its MAC is wrong")
 
-// parseRecord reads a record of the backup. Where the backup is authenticated, so is the record.
+// parseRecord reads a record of the backup. Where the key is at hand, its MAC must be right.
 func (b *Backup) parseRecord(text []byte) (*Record, error) {
 	covered, mac, err := cutMAC(text)
 	if err != nil {
 		return nil, err
 	}
-	if b.Authenticated && !hmac.Equal(b.recordMAC(covered), mac) {
+	if b.key != nil && !hmac.Equal(b.recordMAC(covered), mac) {
 		return nil, errRecordMAC
 	}
 	r := new(Record)

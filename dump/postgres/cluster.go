@@ -58,7 +58,10 @@ type Cluster struct {
 	exited    chan struct{} // closed when the server has been waited for
 	stop      sync.Once
 	stopErr   error
+	claimed   *os.File // locked as long as this process lives
 }
+
+const clusterPrefix = "dump-pg-"
 
 // maxSocketDir leaves room for "/.s.PGSQL.65535.lock" in the 107 bytes (103 on some systems) that a socket's path may
 // have.
@@ -67,7 +70,8 @@ const maxSocketDir = 80
 // StartCluster makes a cluster and starts its server. For root, the programs run as the user postgres or, where that
 // does not exist, nobody. When it returns, the server accepts connections; when it fails or ctx ends before that,
 // nothing is left behind, and the error holds what the programs said last. Later, ctx has no influence. The caller
-// calls Stop. If this process dies without that, the server ends too (on Linux), but its directory stays.
+// calls Stop. If this process dies without that, the server ends too (on Linux), and the next cluster that is started in
+// the same place removes its directory.
 func StartCluster(ctx context.Context, o ClusterOptions) (_ *Cluster, err error) {
 	server, err := findServer(ctx, o)
 	if err != nil {
@@ -96,6 +100,10 @@ func StartCluster(ctx context.Context, o ClusterOptions) (_ *Cluster, err error)
 	if c.dir, err = clusterDir(o.Parent, credential); err != nil {
 		return nil, fmt.Errorf("throwaway cluster: %w", err)
 	}
+	if err := c.claim(); err != nil {
+		return nil, fmt.Errorf("throwaway cluster: %w", err)
+	}
+	sweep(filepath.Dir(c.dir), c.logger)
 	c.socketDir = c.dir
 	if len(c.socketDir) > maxSocketDir {
 		if c.socketDir, err = clusterDir("/tmp", credential); err != nil {
@@ -180,7 +188,47 @@ func (c *Cluster) stopNow() error {
 			errs = append(errs, fmt.Errorf("throwaway cluster: %w", err))
 		}
 	}
+	if c.claimed != nil {
+		c.claimed.Close()
+	}
 	return errors.Join(errs...)
+}
+
+// claimName is a file of a cluster's directory on which its process holds a lock (flock).
+const claimName = "claim"
+
+// claim makes it, so that nobody sees it without the lock.
+func (c *Cluster) claim() error {
+	path := filepath.Join(c.dir, claimName)
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_RDWR|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	c.claimed = f
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	return os.Rename(path+".new", path)
+}
+
+// sweep removes the directories of clusters whose processes were killed.
+func sweep(parent string, logger *slog.Logger) {
+	entries, _ := os.ReadDir(parent)
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), clusterPrefix) {
+			continue
+		}
+		path := filepath.Join(parent, e.Name(), claimName)
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			continue // without one, another user's, or gone
+		}
+		if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+			err := removeAll(filepath.Dir(path))
+			logger.Info("removed the cluster of a run that was killed", "directory", filepath.Dir(path), "err", err)
+		}
+		f.Close()
+	}
 }
 
 // removeAll removes a directory in which the last processes of a killed server may still write for a moment.
@@ -284,7 +332,7 @@ func clusterDir(parent string, u *syscall.Credential) (string, error) {
 		}
 		if err == nil {
 			var dir string
-			if dir, err = os.MkdirTemp(p, "dump-pg-"); err == nil { // mode 0700
+			if dir, err = os.MkdirTemp(p, clusterPrefix); err == nil { // mode 0700
 				if u != nil {
 					if err := os.Chown(dir, int(u.Uid), int(u.Gid)); err != nil {
 						os.Remove(dir)
@@ -367,7 +415,11 @@ func (c *Cluster) initdb(ctx context.Context, o ClusterOptions, u *syscall.Crede
 
 // start starts the server and the goroutine that waits for it.
 func (c *Cluster) start(o ClusterOptions, u *syscall.Credential) error {
-	settings := map[string]string{"listen_addresses": "", "logging_collector": "off", "log_destination": "stderr"}
+	settings := map[string]string{
+		"listen_addresses": "", "logging_collector": "off", "log_destination": "stderr",
+		// Statements may hold passwords, details rows.
+		"log_min_error_statement": "panic", "log_error_verbosity": "terse",
+	}
 	if !o.Durable {
 		maps.Copy(settings, map[string]string{"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"})
 	}

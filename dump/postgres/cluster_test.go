@@ -217,6 +217,20 @@ func TestClusterDiesWithUs(t *testing.T) {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		return err != nil || strings.Contains(string(stat), ") Z ")
 	})
+	// What it leaves goes with the next one, which leaves alone what lives.
+	alive, err := StartCluster(t.Context(), ClusterOptions{Parent: parent})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer alive.Stop()
+	next, err := StartCluster(t.Context(), ClusterOptions{Parent: parent})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Stop()
+	if left, err := filepath.Glob(filepath.Join(parent, "dump-pg-*", "data", "PG_VERSION")); err != nil || len(left) != 2 {
+		t.Errorf("clusters: %q, %v", left, err)
+	}
 }
 
 // orphanCluster is the process that is killed.

@@ -210,7 +210,7 @@ func (s *objectSummer) end() {
 func MissingPart(statement string, err error) (hint string, ok bool) {
 	var e *pgconn.PgError
 	if !errors.As(err, &e) {
-		return "look whether the server still runs", err != nil
+		return "", err != nil
 	}
 	class := e.Code[:min(2, len(e.Code))]
 	switch {
@@ -222,6 +222,8 @@ func MissingPart(statement string, err error) (hint string, ok bool) {
 		return "make room, or name a directory with room with --temp-dir", true
 	case e.Code == "0A000" || e.Code == "58P01":
 		return "install on this machine what the statement needs: an extension's package, or a server built with the feature", true
+	case e.Code == "42704" && strings.HasPrefix(e.Message, "collation "):
+		return "install the locale that the collation is of on this machine (locale-gen), or name a server that has it with --into", true
 	case (strings.HasPrefix(statement, "CREATE DATABASE") || strings.HasPrefix(statement, "CREATE COLLATION")) && strings.Contains(e.Message, "locale"):
 		return "install the locale on this machine (locale-gen), or name a server that has it with --into", true
 	case slices.Contains([]string{"08", "53", "57", "58"}, class):
