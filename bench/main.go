@@ -3,7 +3,8 @@
 //
 //	SCALE=1 ROUNDS=5 go run ./bench
 //
-// SCALE is the size of the data set bench/shop.sql, 1 being about 1.1 GB of SQL.
+// SCALE is the size of the data set bench/shop.sql, 1 being about 1.1 GB of SQL. ONLY=restore measures restores into a
+// server alone.
 package main
 
 import (
@@ -105,6 +106,12 @@ func run(ctx context.Context) error {
 		fmt.Println("  " + strings.TrimSpace(out))
 	}
 
+	if setting("ONLY", "") == "restore" {
+		if _, err := b.once("exec dump create --store ours"); err != nil {
+			return err
+		}
+		return b.restore(scale)
+	}
 	const openssl = "openssl enc -aes256 -md md5 -pass file:key 2>/dev/null"
 	fmt.Println("\ncreate, into a folder")
 	create, err := b.compare([]command{

@@ -191,7 +191,7 @@ func (d *drill) target(ctx context.Context) (restore postgres.Config, stop func(
 		},
 	})
 	if err != nil {
-		d.open(hintOf(err), "no throwaway cluster: %v", err)
+		d.open(hintOf(err), "%v", err)
 		return postgres.Config{}, nothing, errInconclusive
 	}
 	return postgres.Config{DSN: c.DSN("postgres"), Logger: d.log}, c.Stop, nil

@@ -63,13 +63,21 @@ type verified struct {
 	Authenticated bool       `json:"authenticated"`
 	StartedAt     time.Time  `json:"started_at"`
 	PlainBytes    int64      `json:"plain_bytes,omitempty"`
-	Damage        []string   `json:"damage"`
+	Damage        []damage   `json:"damage"`
 	Lost          []lost     `json:"lost,omitempty"`
 	Stale         string     `json:"stale,omitempty"`
 	Findings      []string   `json:"findings,omitempty"`
 	Inconclusive  []open     `json:"inconclusive,omitempty"`
 	Drill         *drilled   `json:"drill,omitempty"`
 	Error         string     `json:"error,omitempty"`
+}
+
+type damage struct {
+	Text   string `json:"text"`
+	Object string `json:"object,omitempty"`
+	// The range of the stored stream, and the first segment that it is in, where they are known.
+	Stored  *script.Range `json:"stored,omitempty"`
+	Segment *int64        `json:"segment,omitempty"`
 }
 
 type open struct {
@@ -264,7 +272,7 @@ func worse(a, b int) bool {
 
 // asVerified makes the document, and decides on the status.
 func asVerified(b *archive.Backup, level dump.Level, r *dump.VerifyReport, err error) (v verified, status int) {
-	v = verified{BackupID: b.ID.String(), Store: b.Bucket().String(), Level: level, StartedAt: b.StartedAt(), Damage: []string{}}
+	v = verified{BackupID: b.ID.String(), Store: b.Bucket().String(), Level: level, StartedAt: b.StartedAt(), Damage: []damage{}}
 	consider := func(s int, result string) {
 		if worse(s, status) {
 			status, v.Result = s, result
@@ -291,7 +299,16 @@ func asVerified(b *archive.Backup, level dump.Level, r *dump.VerifyReport, err e
 		consider(statusDamaged, "failed")
 	}
 	for _, d := range r.Damage {
-		v.Damage = append(v.Damage, d.Error())
+		out := damage{Text: d.Error()}
+		var e *archive.DamageError
+		if errors.As(d, &e) {
+			out.Object = e.Object
+			if e.Stored.Length > 0 {
+				segment := int64(e.Stored.Offset) / archive.SegmentSize
+				out.Stored, out.Segment = &e.Stored, &segment
+			}
+		}
+		v.Damage = append(v.Damage, out)
 	}
 	for _, p := range r.Inconclusive {
 		v.Inconclusive = append(v.Inconclusive, open{p.Text, p.Hint})

@@ -264,7 +264,7 @@ func findServer(ctx context.Context, o ClusterOptions) (program, error) {
 			return program{}, err
 		}
 		if !hasBeside(path, "initdb") {
-			return program{}, fmt.Errorf("throwaway cluster: there is no initdb in %s", o.BinDir)
+			return program{}, withHint(fmt.Errorf("throwaway cluster: there is no initdb in %s", o.BinDir), "name the directory of the server's programs, as /usr/lib/postgresql/15/bin, or none, so that they are looked for")
 		}
 		p, err := inspect(ctx, path)
 		if err != nil {
