@@ -32,7 +32,7 @@ restore fails or is interrupted, the server has the databases that it had. One t
 something is replaced only with --clean; --dry-run shows the plan. Connections to a
 database that is replaced are in the way; --terminate-connections ends them. A restore
 that was killed leaves databases whose names begin with dump_restoring_; the next one
-removes them. --in-place drops the old databases first: it needs less room, and gives up
+removes them. --in-place drops the old databases, but postgres and template1, first: it needs less room, and gives up
 that the old data are there until the new ones are. Roles and tablespaces that exist are
 no failure; those of the backup are set in the server, also when the restore fails later.
 A statement that fails ends the restore, unless --keep-going is given. --data-only adds
