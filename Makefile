@@ -28,7 +28,7 @@ demo: deps build
 	@docs/demo.sh
 
 test: deps build lint
-	go test -timeout 15m $(PACKAGES)
+	go test -timeout 25m $(PACKAGES)
 	@go test -run '^TestFaultTable$$' -v ./dump | grep '^fault table:'
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=3s | grep -v '^fuzz: '
 

@@ -289,7 +289,7 @@ func readDescribed(ctx context.Context, bucket storage.Bucket, o *Object) ([]byt
 
 // copyDescribed writes an object that the metadata describe to w, and compares its digest.
 func copyDescribed(ctx context.Context, bucket storage.Bucket, o *Object, w io.Writer) error {
-	r, err := bucket.Open(ctx, o.Name, 0, o.Size+1)
+	r, err := bucket.Open(ctx, o.Name, 0, -1)
 	if errors.Is(err, storage.ErrNotFound) {
 		return damaged(o.Name, "missing")
 	}
