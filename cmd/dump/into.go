@@ -244,12 +244,12 @@ func replayProgress(p dump.Progress) func(postgres.ReplayProgress) {
 			return
 		}
 		last, phase = time.Now(), r.Phase
-		text := "restoring " + r.Phase
+		text := strings.TrimSpace("restoring " + r.Phase)
 		if r.Rows > 0 {
-			text += fmt.Sprintf(", %s rows", humanize.Comma(r.Rows))
+			text += ", " + count(r.Rows, "row")
 		}
 		if r.Tables > 0 {
-			text += fmt.Sprintf(", %d tables", r.Tables)
+			text += ", " + count(int64(r.Tables), "table")
 		}
 		if r.Indexes > 0 {
 			text += fmt.Sprintf(", %d indexes", r.Indexes)
