@@ -4,7 +4,7 @@
 # is compared with what was there. Everything lives in a temporary folder, listens on
 # sockets only, and is removed at the end.
 #
-#   SCALE=0.1 docs/demo.sh        the size of the sample; 1 is about 1.1 GB of SQL
+#   SCALE=0.1 docs/demo.sh         the size of the sample; 1 is about 1.1 GB of SQL
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scale=${SCALE:-0.1}

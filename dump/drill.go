@@ -326,19 +326,17 @@ func (d *drill) dropRestored(ctx context.Context, target postgres.Config) {
 		if exists, err := server.HasDatabase(ctx, p.Name); err == nil && !exists || !d.inPlace {
 			continue
 		}
-		if p.Existing != nil && p.Existing.Template {
-			left(errors.New("it is a template"), p.Name)
-			continue
-		}
-		var err error
-		if server.Info().Database == p.Name {
-			err = server.MoveTo(ctx, server.Available([]string{p.Name}))
+		other, err := server.Available(ctx, []string{p.Name})
+		if err == nil && other != server.Info().Database {
+			err = server.MoveTo(ctx, other)
 		}
 		if err == nil {
 			_, err = server.DropDatabase(ctx, p.Name)
 		}
 		if err == nil && p.Existing != nil {
-			err = server.CreateDatabase(ctx, p.Name, nil)
+			if err = server.CreateDatabase(ctx, p.Name, p.properties); err == nil {
+				err = server.SetProperties(ctx, p.Name, p.properties)
+			}
 		}
 		if err != nil {
 			left(err, p.Name)

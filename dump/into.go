@@ -75,7 +75,7 @@ type PlannedDatabase struct {
 	// inherits tells that the script does not create the database, which it expects to be there: it keeps what it has from
 	// the outside.
 	inherits   bool
-	properties *postgres.Properties // of the one that is there, with inherits
+	properties *postgres.Properties // of the one that is there, as it was before the restore
 }
 
 // refuge is the name of an empty database, one of those that a second run knows for its own.
@@ -518,7 +518,7 @@ func (in *into) restore(ctx context.Context) error {
 		}
 	}
 	for i := range in.plan.Databases {
-		if d := &in.plan.Databases[i]; d.inherits {
+		if d := &in.plan.Databases[i]; d.Existing != nil && !d.Direct {
 			var err error
 			if d.properties, err = in.server.Properties(ctx, d.Name); err != nil {
 				in.say("nothing was restored")
@@ -530,8 +530,8 @@ func (in *into) restore(ctx context.Context) error {
 	if !ready {
 		if in.Clean && in.InPlace {
 			for _, d := range in.plan.Databases {
-				if d.Existing == nil || d.Direct || slices.Contains(maintenance, d.Name) {
-					continue
+				if d.Existing == nil || d.Direct || slices.Contains(postgres.Maintenance, d.Name) {
+					continue // those for maintenance are small, and needed meanwhile
 				}
 				if err := in.makeWay(ctx, d.Name); err != nil {
 					return err
@@ -567,9 +567,6 @@ func (in *into) say(format string, args ...any) {
 	in.report.State = append(in.report.State, fmt.Sprintf(format, args...))
 }
 
-// maintenance are the databases that one connects to for work on the others. They are small, and never dropped before their successors are there.
-var maintenance = []string{"postgres", "template1"}
-
 // makeWay drops a database before the restore.
 func (in *into) makeWay(ctx context.Context, name string) error {
 	if err := in.avoid(ctx, []string{name}); err != nil {
@@ -581,19 +578,13 @@ func (in *into) makeWay(ctx context.Context, name string) error {
 // avoid sees to it that none of our connections is to one of the databases.
 func (in *into) avoid(ctx context.Context, names []string) error {
 	current := in.server.Info().Database
-	if !slices.Contains(names, current) {
-		return nil
+	other, err := in.server.Available(ctx, names)
+	if err != nil || other == current {
+		return err
 	}
 	in.unlock() // it is held in that database; the rest takes moments
-	for _, name := range maintenance {
-		if slices.Contains(names, name) {
-			continue
-		}
-		if exists, err := in.server.HasDatabase(ctx, name); err != nil {
-			return err
-		} else if exists {
-			return in.server.MoveTo(ctx, name)
-		}
+	if other != "" {
+		return in.server.MoveTo(ctx, other)
 	}
 	// Both are in the way, as with backups of a server older than 15, in which the privileges on the schema public were others.
 	refuge := in.plan.Databases[0].refuge()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -521,7 +522,12 @@ func TestIntoLoses(t *testing.T) {
 	source, target := startCluster(t), startCluster(t)
 	sql(t, source, "postgres", "CREATE DATABASE shop; CREATE DATABASE other")
 	sql(t, source, "shop", "CREATE TABLE t AS SELECT 1 AS a")
-	sql(t, source, "other", "CREATE TABLE t AS SELECT 1 AS a; CREATE SUBSCRIPTION sub CONNECTION 'host=nowhere' PUBLICATION p WITH (connect = false)")
+	publisher, err := net.Listen("tcp", "127.0.0.1:0") // and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer publisher.Close()
+	sql(t, source, "other", fmt.Sprintf("CREATE TABLE t AS SELECT 1 AS a; CREATE SUBSCRIPTION sub CONNECTION 'host=127.0.0.1 port=%d' PUBLICATION p WITH (connect = false)", publisher.Addr().(*net.TCPAddr).Port))
 	b := backup(t, source)
 	restore := func(b *archive.Backup, change func(*IntoOptions)) (*IntoReport, error) {
 		o := intoOptions(target, 2)
@@ -534,7 +540,7 @@ func TestIntoLoses(t *testing.T) {
 
 	// A database that comes while the restore runs, and one that is filled.
 	sql(t, target, "postgres", "CREATE DATABASE other")
-	_, err := restore(b, func(o *IntoOptions) {
+	_, err = restore(b, func(o *IntoOptions) {
 		o.Confirm = func(*IntoPlan) error {
 			sql(t, target, "postgres", "CREATE DATABASE shop")
 			sql(t, target, "shop", "CREATE TABLE precious (a int)")
@@ -574,7 +580,21 @@ func TestIntoLoses(t *testing.T) {
 	sql(t, target, "postgres", "DROP DATABASE shop")
 	sql(t, target, "postgres", "CREATE DATABASE shop")
 	sql(t, target, "shop", "CREATE TABLE precious AS SELECT 42 AS a")
+	// The server's own workers are in the databases, and in nobody's way.
 	sql(t, target, "other", "ALTER SUBSCRIPTION sub ENABLE")
+	if conn, err := publisher.Accept(); err != nil {
+		t.Fatal(err)
+	} else {
+		defer conn.Close()
+	}
+	sql(t, target, "shop", `CREATE FUNCTION waits(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$BEGIN
+		PERFORM pg_sleep(600) FROM pg_stat_activity WHERE pid = pg_backend_pid() AND backend_type = 'autovacuum worker'; RETURN 1; END$$;
+		CREATE TABLE vacuumed (a int) WITH (autovacuum_analyze_threshold = 0, autovacuum_analyze_scale_factor = 0);
+		CREATE INDEX ON vacuumed (waits(a)); INSERT INTO vacuumed SELECT generate_series(1, 10)`)
+	sql(t, target, "postgres", "ALTER SYSTEM SET autovacuum_naptime = 1")
+	sql(t, target, "postgres", "SELECT pg_reload_conf()")
+	for sql(t, target, "postgres", "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'autovacuum worker' AND wait_event = 'PgSleep'") == "0" {
+	}
 	var late *pgconn.PgConn
 	goOn := func(o *IntoOptions) { o.Clean, o.Replay.KeepGoing = true, true }
 	r, err := restore(broken, func(o *IntoOptions) {
@@ -584,8 +604,11 @@ func TestIntoLoses(t *testing.T) {
 			return err
 		}
 	})
-	if err == nil || len(r.Failures) != 2 || databases() != "dump_faulty dump_faulty other postgres shop template0 template1" {
-		t.Fatalf("in the way: %v, %v, %s", err, r.Failures, databases())
+	if err == nil || r == nil || len(r.Failures) != 2 || databases() != "dump_faulty dump_faulty other postgres shop template0 template1" {
+		t.Fatalf("in the way: %v, %+v, %s", err, r, databases())
+	}
+	if state := strings.Join(r.State, "\n"); strings.Count(state, "connected: process ") != 1 {
+		t.Errorf("in the way: %s", state)
 	}
 	late.Close(context.Background())
 	if len(r.Subscriptions) != 1 || !strings.Contains(r.Failures[0].Error(), `in database "`) || strings.Contains(fmt.Sprint(r.Failures), "dump_restoring") {

@@ -218,6 +218,18 @@ func (b *bar) show(text string) {
 // size prints bytes in decimal units, as part sizes are given.
 func size(n int64) string { return humanize.Bytes(uint64(max(n, 0))) }
 
+// count writes a number of things.
+func count(n int64, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return humanize.Comma(n) + " " + thing
+}
+
+func compared(tables int, rows int64) string {
+	return count(int64(tables), "table") + ", " + count(rows, "row")
+}
+
 func instant(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }
 
 func age(t time.Time) string { return humanize.Time(t) }

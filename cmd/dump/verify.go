@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"encdump/dump"
@@ -379,18 +378,6 @@ func printVerified(b *archive.Backup, r *dump.VerifyReport, err error, quiet boo
 		}
 	}
 	fmt.Println(text)
-}
-
-func compared(tables int, rows int64) string {
-	return count(int64(tables), "table") + ", " + count(rows, "row")
-}
-
-// count writes a number of things.
-func count(n int64, thing string) string {
-	if n != 1 {
-		thing += "s"
-	}
-	return humanize.Comma(n) + " " + thing
 }
 
 // describeLoss says what damage reaches.

@@ -280,8 +280,8 @@ func readObject(ctx context.Context, bucket storage.Bucket, name string, limit i
 
 // readDescribed reads an object that the metadata describe and compares its digest.
 func readDescribed(ctx context.Context, bucket storage.Bucket, o *Object) ([]byte, error) {
-	b := bytes.NewBuffer(make([]byte, 0, o.Size+bytes.MinRead)) // which it then need not move
-	if err := copyDescribed(ctx, bucket, o, b); err != nil {
+	var b bytes.Buffer
+	if err := copyDescribed(ctx, bucket, o, &b); err != nil {
 		return nil, err
 	}
 	return b.Bytes(), nil

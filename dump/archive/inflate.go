@@ -153,7 +153,7 @@ func (f *inflater) block(out []byte, op int) (int, error) {
 			return op, errInflateShort
 		}
 
-		// Up to three literals, of at most 11 bits each.
+		// Up to three literals, of at most 11 bits each; written out, since a loop is slower.
 		e := litlen[acc&(1<<litlenBits-1)]
 		if e&entryLiteral != 0 {
 			acc >>= e & 63

@@ -266,10 +266,11 @@ func (s *Server) query(ctx context.Context, sql string) ([]row, error) {
 	return rows, nil
 }
 
-// Connections returns who is connected to one of the databases, this connection and those of Look excepted.
+// Connections returns who is connected to one of the databases, this connection, those of Look and the server's own
+// workers excepted.
 func (s *Server) Connections(ctx context.Context, databases []string) ([]Connection, error) {
 	rows, err := s.query(ctx, `SELECT pid, coalesce(datname, ''), coalesce(usename, ''), coalesce(application_name, ''), coalesce(client_addr::text, '')
-		FROM pg_catalog.pg_stat_activity WHERE datname = ANY (`+textArray(databases)+`) AND pid <> pg_backend_pid() ORDER BY 1`)
+		FROM pg_catalog.pg_stat_activity WHERE datname = ANY (`+textArray(databases)+`) AND pid <> pg_backend_pid() AND NOT `+s.worker()+` ORDER BY 1`)
 	if err != nil {
 		return nil, err
 	}
@@ -284,14 +285,24 @@ func (s *Server) Connections(ctx context.Context, databases []string) ([]Connect
 	return out, nil
 }
 
-// Terminate ends the connections to the databases, ourselves excepted.
-func (s *Server) Terminate(ctx context.Context, databases []string) error {
-	return s.terminate(ctx, s.conn, databases)
+// worker is the condition on a row of pg_stat_activity that it is of the server's own, which goes without harm and
+// comes again by itself: autovacuum's workers and those that apply what subscriptions receive. (backend_type is null in
+// rows that the role may not see.)
+func (s *Server) worker() string {
+	if s.info.Version < 100000 {
+		return "(usename IS NULL)"
+	}
+	return "(coalesce(backend_type, '') ~ '^(autovacuum|logical replication|parallel) ')"
 }
 
-func (s *Server) terminate(ctx context.Context, conn *pgconn.PgConn, databases []string) error {
-	return runSQL(ctx, conn, "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = ANY ("+
-		textArray(databases)+") AND pid <> pg_backend_pid() AND pid <> "+strconv.FormatUint(uint64(s.conn.PID()), 10))
+// Terminate ends the connections to the databases, ourselves excepted.
+func (s *Server) Terminate(ctx context.Context, databases []string) error {
+	return s.terminate(ctx, databases, "true")
+}
+
+func (s *Server) terminate(ctx context.Context, databases []string, condition string) error {
+	return runSQL(ctx, s.conn, "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = ANY ("+
+		textArray(databases)+") AND pid <> pg_backend_pid() AND "+condition)
 }
 
 // EndStatements ends the sessions whose statement holds a text, and waits until they have ended: what a process that
@@ -421,7 +432,7 @@ func (s *Server) DisableSubscriptions(ctx context.Context, database string) (nam
 type Swap struct{ From, To string }
 
 // Rename renames databases in one transaction, in the order given: all of them, or none. With terminate, connections
-// that are in the way are ended; otherwise they make it fail. The connection of s must not be to one of them.
+// that are in the way are ended; otherwise they make it fail. The server's own workers are ended anyway. The connection of s must not be to one of them.
 func (s *Server) Rename(ctx context.Context, swaps []Swap, terminate bool) error {
 	conn, err := s.Open(ctx, s.info.Database)
 	if err != nil {
@@ -432,14 +443,18 @@ func (s *Server) Rename(ctx context.Context, swaps []Swap, terminate bool) error
 	for _, w := range swaps {
 		names = append(names, w.From)
 	}
+	condition := "true"
+	if !terminate {
+		condition = s.worker()
+	}
 	stop := make(chan struct{})
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
 		// ALTER DATABASE … RENAME keeps new sessions out from its beginning, and waits 5 seconds for others to go
 		// (CountOtherDBBackends in procarray.c). In that time they are ended.
-		for terminate {
-			if err := s.terminate(ctx, s.conn, names); err != nil && ctx.Err() != nil {
+		for {
+			if err := s.terminate(ctx, names, condition); err != nil && ctx.Err() != nil {
 				return
 			}
 			select {
@@ -496,14 +511,20 @@ func (s *Server) MoveTo(ctx context.Context, database string) error {
 	return nil
 }
 
-// Available returns the databases that s may move to for maintenance, among postgres and template1, without those named.
-func (s *Server) Available(without []string) string {
-	for _, name := range []string{s.info.Database, "postgres", "template1"} {
-		if !slices.Contains(without, name) {
-			return name
+// Maintenance are the databases that one connects to for work on the others.
+var Maintenance = []string{"postgres", "template1"}
+
+// Available returns a database that s may move to for maintenance, none of those named; empty where there is none.
+func (s *Server) Available(ctx context.Context, without []string) (string, error) {
+	for _, name := range append([]string{s.info.Database}, Maintenance...) {
+		if slices.Contains(without, name) {
+			continue
+		}
+		if exists, err := s.HasDatabase(ctx, name); err != nil || exists {
+			return name, err
 		}
 	}
-	return ""
+	return "", nil
 }
 
 // HasDatabase tells whether there is a database of that name.
