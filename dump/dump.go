@@ -331,12 +331,25 @@ func RestoreSelected(ctx context.Context, b *archive.Backup, w io.Writer, s *scr
 // backup does not hold is told, where the backup has an index, before anything is written. It returns what was left out though
 // the operator may miss it.
 func Select(ctx context.Context, b *archive.Backup, w io.Writer, s *script.Selection, o archive.ReadOptions, log *slog.Logger) (left []string, err error) {
+	return selectRows(ctx, b, w, s, o, log, nil)
+}
+
+// takeRows takes the rows of a COPY that was just written, to read them when it likes, and reports whether it does.
+type takeRows func(size int64, open func(context.Context) (io.ReadCloser, error)) bool
+
+// wholeTable is the least size of rows, in bytes, for which a reader of their own is worth what is read twice: the
+// segments that they begin and end in.
+var wholeTable int64 = 64 << 20
+
+// selectRows is Select, but where the backup has an index, large tables are offered to take; their rows are written if
+// it does not want them.
+func selectRows(ctx context.Context, b *archive.Backup, w io.Writer, s *script.Selection, o archive.ReadOptions, log *slog.Logger, take takeRows) (left []string, err error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	sel := script.NewSelector(s, func(text []byte) error { _, err := w.Write(text); return err })
 	var outline script.Outline
-	if b.Authenticated && !s.IsZero() {
+	if b.Authenticated && (!s.IsZero() || take != nil) {
 		toc, err := b.TOC(ctx)
 		switch {
 		case err != nil:
@@ -351,7 +364,12 @@ func Select(ctx context.Context, b *archive.Backup, w io.Writer, s *script.Selec
 			}
 			// Once without rows, so that a name which is not there is told before
 			// anything is written.
-			rows := &rows{ctx: ctx, ranges: ranges}
+			rows := &rows{ctx: ctx, ranges: ranges, take: take}
+			if take != nil {
+				if rows.apart, err = b.Ranges(ctx, toc, o.Share()); err != nil {
+					return nil, err
+				}
+			}
 			defer rows.close()
 			dry := script.NewSelector(s, func([]byte) error { return nil })
 			err = outline.Items(dry, rows.note)
@@ -382,15 +400,17 @@ func Select(ctx context.Context, b *archive.Backup, w io.Writer, s *script.Selec
 type rows struct {
 	ctx    context.Context
 	ranges *archive.Ranges
-	runs   []script.Range // in order, what is read at once
-	next   int            // the run after the one under way
+	take   takeRows        // of large tables; may be nil
+	apart  *archive.Ranges // for those: several are read at once
+	runs   []script.Range  // in order, what is read at once
+	next   int             // the run after the one under way
 	run    io.ReadCloser
 	at     int64 // where in the dump run is
 }
 
 // note takes the next range that will be wanted, and gives nothing.
 func (r *rows) note(want script.Range) (io.ReadCloser, error) {
-	if want.Length > 0 {
+	if want.Length > 0 && !r.large(want) {
 		if n := len(r.runs); n > 0 && r.ranges.Join(r.runs[n-1], want) {
 			r.runs[n-1].Length = want.Offset + want.Length - r.runs[n-1].Offset
 		} else {
@@ -403,10 +423,24 @@ func (r *rows) note(want script.Range) (io.ReadCloser, error) {
 // noRows opens a range of an outline of which the statements alone are wanted.
 func noRows(script.Range) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("")), nil }
 
+// large tells that a range has a reader of its own.
+func (r *rows) large(want script.Range) bool {
+	return r.take != nil && int64(want.Length) >= wholeTable
+}
+
 // open returns the rows of the next range that is wanted.
 func (r *rows) open(want script.Range) (io.ReadCloser, error) {
 	if want.Length == 0 {
 		return noRows(want)
+	}
+	if r.large(want) {
+		open := func(ctx context.Context) (io.ReadCloser, error) {
+			return r.apart.Open(ctx, int64(want.Offset), int64(want.Length))
+		}
+		if r.take(int64(want.Length), open) {
+			return noRows(want)
+		}
+		return open(r.ctx)
 	}
 	if r.next == 0 || int64(want.Offset) >= r.runs[r.next-1].End() {
 		if r.next == len(r.runs) {

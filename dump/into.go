@@ -686,8 +686,22 @@ func (in *into) feed(ctx context.Context, r *postgres.Replayer, selection *scrip
 	read := in.Read
 	read.Progress = adder(in.progress)
 	in.progress.Start("restoring", in.backup.StoredSize())
-	f := script.NewFeeder(r.Item)
-	left, err := Select(ctx, in.backup, f, selection, read, in.log)
+	var apart int64 // bytes that do not come this way
+	f := script.NewFeeder(func(it script.Item) error {
+		it.Offset += apart
+		return r.Item(it)
+	})
+	take := func(size int64, open func(context.Context) (io.ReadCloser, error)) bool {
+		ok := r.Rows(size, open)
+		if ok {
+			apart += size
+		}
+		return ok
+	}
+	if in.Selection.DataOnly {
+		take = nil // what tables there are refer to may have to be filled before them
+	}
+	left, err := selectRows(ctx, in.backup, f, selection, read, in.log, take)
 	in.report.Left = left
 	if err == nil {
 		err = f.Close()

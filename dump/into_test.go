@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -182,6 +183,14 @@ func same(t *testing.T, what, got, want string) {
 		strings.Join(g[from:min(i+8, len(g))], "\n"), strings.Join(w[from:min(i+8, len(w))], "\n"))
 }
 
+// apart has all tables but the smallest loaded from readers of their own.
+func apart(t *testing.T) {
+	t.Helper()
+	old := wholeTable
+	wholeTable = 10_000
+	t.Cleanup(func() { wholeTable = old })
+}
+
 // TestRestoreInto compares what is replayed with what psql makes of the same script, on the same version of the server.
 func TestRestoreInto(t *testing.T) {
 	testRestoreInto(t, startCluster(t))
@@ -236,6 +245,9 @@ func testRestoreInto(t *testing.T, source *postgres.Cluster) {
 			want := dump(t, psql)
 			for _, n := range jobs {
 				t.Run(fmt.Sprintf("jobs %d", n), func(t *testing.T) {
+					if n > 1 == (version == own) || n == 8 {
+						apart(t)
+					}
 					target := start(t)
 					o := intoOptions(target, n)
 					o.Replay.Analyze = n > 1
@@ -719,13 +731,17 @@ CREATE INDEX ON items (slow(id)); ALTER TABLE items ADD PRIMARY KEY (id); CREATE
 `), "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", "postgres")
 	b := backup(t, source)
 	boom := errors.New("interrupted by the test")
-	for _, phase := range []string{"globals", "schema", "data", "indexes"} {
+	for _, phase := range []string{"globals", "schema", "data", "data apart", "indexes"} {
+		phase, whole := strings.CutSuffix(phase, " apart")
 		for _, fault := range []string{"interrupt", "cut", "crash", "full"} {
 			if fault == "full" && phase != "data" && phase != "indexes" {
 				continue // nothing is written that could be too much
 			}
 			for _, clean := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%s in %s, clean %v", fault, phase, clean), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s in %s, apart %v, clean %v", fault, phase, whole, clean), func(t *testing.T) {
+					if whole || phase != "data" {
+						apart(t)
+					}
 					target := startCluster(t)
 					if clean {
 						on(t, target, []byte("CREATE DATABASE shop;\n\\connect shop\nCREATE TABLE old AS SELECT 42 AS a; CHECKPOINT"), "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", "postgres")
@@ -845,7 +861,10 @@ CREATE INDEX named ON items (name);
 				i = strings.LastIndex(whole[:i], "\n--\n") + 1
 			}
 			b := backupOf(t, &CreateOptions{GUID: "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11", Stdin: strings.NewReader(whole[:i] + test.bad + whole[i:])})
-			for _, jobs := range []int{1, 3} {
+			for _, jobs := range []int{1, 3, 4} {
+				if jobs == 4 {
+					apart(t)
+				}
 				o := intoOptions(target, jobs)
 				o.Clean = true
 				r, err := RestoreInto(t.Context(), b, o)
@@ -864,6 +883,119 @@ CREATE INDEX named ON items (name);
 				}
 			}
 		})
+	}
+}
+
+// TestIntoApart loads tables from readers of their own: their rows are frozen, none is lost, and what fails is told as elsewhere.
+func TestIntoApart(t *testing.T) {
+	apart(t)
+	source, target := startCluster(t), startCluster(t)
+	sql(t, source, "postgres", `CREATE DATABASE shop;
+\connect shop
+CREATE TABLE plain AS SELECT i AS a, repeat('x', 100) AS b FROM generate_series(1, 3000) i;
+CREATE TABLE "odd ""Name" AS TABLE plain; CREATE TABLE third AS TABLE plain; CREATE UNLOGGED TABLE unlogged AS TABLE plain;
+CREATE TABLE parts (a int, b text) PARTITION BY RANGE (a); CREATE TABLE leaf PARTITION OF parts FOR VALUES FROM (0) TO (10000); INSERT INTO parts TABLE plain;
+CREATE TABLE parent AS TABLE plain; CREATE TABLE child () INHERITS (parent); INSERT INTO child TABLE plain;
+CREATE TABLE large AS SELECT i AS a, repeat('x', 1000) AS b FROM generate_series(1, 30000) i;`)
+	frozen := func(tables ...string) (out []string) {
+		t.Helper()
+		for _, table := range tables {
+			if sql(t, target, "shop", "CREATE EXTENSION IF NOT EXISTS pg_visibility; SELECT all_frozen > 0 AND all_frozen = pg_relation_size('"+table+"') / 8192 FROM pg_visibility_map_summary('"+table+"')") == "t" {
+				out = append(out, table)
+			}
+		}
+		return out
+	}
+	b := backup(t, source)
+	all := []string{"plain", `"odd ""Name"`, "third", "unlogged", "leaf", "parent", "child", "large"}
+	for _, jobs := range []int{1, 2} {
+		o := intoOptions(target, jobs)
+		o.Clean = true
+		if _, err := RestoreInto(t.Context(), b, o); err != nil {
+			t.Fatal(err)
+		}
+		want := all
+		if jobs > 1 {
+			want = all[:len(all)-1] // it is loaded by both
+		}
+		if got := frozen(all...); !slices.Equal(got, want) {
+			t.Errorf("jobs %d: frozen are %q", jobs, got)
+		}
+		for _, table := range all {
+			want := "SELECT count(*) || md5(string_agg(x::text, ',' ORDER BY a)) FROM ONLY " + table + " x"
+			if sql(t, target, "shop", want) != sql(t, source, "shop", want) {
+				t.Errorf("jobs %d: the rows of %s differ", jobs, table)
+			}
+		}
+	}
+
+	// What is in a table stays: of what created it, of another COPY, of a trigger's work.
+	rows := strings.Repeat("1\t"+strings.Repeat("y", 100)+"\n", 300)
+	more := "CREATE TABLE public.filled AS SELECT 2 AS a, 'x' AS b;\nCREATE TABLE public.twice (a int, b text);\nCREATE TABLE public.log (a int);\n" +
+		"CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO public.log VALUES (3); RETURN NULL; END';\n" +
+		"CREATE TABLE public.watched (a int, b text);\nCREATE TRIGGER note AFTER TRUNCATE ON public.watched EXECUTE FUNCTION public.note();\n"
+	for _, table := range []string{"filled", "twice", "twice", "watched", "twice"} {
+		more += "COPY public." + table + " (a, b) FROM stdin;\n" + rows + "\\.\n"
+	}
+	text := on(t, source, nil, "pg_dump", "postgres")
+	end := strings.Index(text, "--\n-- PostgreSQL database dump complete")
+	text = text[:end] + more + "\n" + text[end:]
+	for _, jobs := range []int{4, 1} {
+		if jobs == 1 { // in the order of the script, which a check may notice
+			text = strings.Replace(text, "COPY public.filled", "CREATE FUNCTION public.has(bigint) RETURNS bool LANGUAGE sql AS 'SELECT count(*) = $1 FROM public.twice';\n"+
+				"CREATE TABLE public.first (a int CHECK (public.has(0)));\nCREATE TABLE public.last (a int CHECK (public.has(900)));\n"+
+				"CREATE TABLE public.slow (a text CHECK (pg_sleep(0.3) IS NOT NULL));\n"+ // meanwhile others wait for the connection
+				"COPY public.slow (a) FROM stdin;\n1\n\\.\nCOPY public.first (a) FROM stdin;\n1\n\\.\nCOPY public.filled", 1)
+			text = strings.Replace(text, "--\n-- PostgreSQL database dump complete", "COPY public.slow (a) FROM stdin;\n1\n\\.\nCOPY public.last (a) FROM stdin;\n1\n\\.\n--\n-- PostgreSQL database dump complete", 1)
+		}
+		b = backupOf(t, &CreateOptions{GUID: "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11", Stdin: strings.NewReader(text)})
+		o := intoOptions(target, jobs)
+		o.Target.DSN, o.Database, o.Clean = target.DSN("shop"), "shop", true
+		if _, err := RestoreInto(t.Context(), b, o); err != nil {
+			t.Fatal(err)
+		}
+		if got := sql(t, target, "shop", "SELECT (SELECT count(*) FROM filled), (SELECT count(*) FROM twice), (SELECT count(*) FROM watched), (SELECT count(*) FROM log)"); got != "301|900|300|0" {
+			t.Errorf("jobs %d: rows are %s", jobs, got)
+		}
+	}
+}
+
+// TestIntoApartFails: damage of the backup is told as such, by whatever way rows go.
+func TestIntoApartFails(t *testing.T) {
+	apart(t)
+	source, target := startCluster(t), startCluster(t)
+	sql(t, source, "postgres", "CREATE DATABASE shop; \\connect shop\nCREATE TABLE t AS SELECT md5(i::text) || md5((-i)::text) AS a FROM generate_series(1, 400000) i")
+	b := backup(t, source)
+	rewrite(t, b.Bucket(), b.Parts[0].Name, flipAt(5<<20)) // neither in the first nor in the last segment
+	for _, jobs := range []int{1, 2} {
+		r, err := RestoreInto(t.Context(), b, intoOptions(target, jobs))
+		var damage *archive.DamageError
+		if !errors.As(err, &damage) || damage.Object != b.Parts[0].Name {
+			t.Fatalf("jobs %d: %v", jobs, err)
+		}
+		if state := strings.Join(r.State, "\n"); !strings.Contains(state, "as they were") || !strings.Contains(state, "was removed again") {
+			t.Errorf("jobs %d: said %q", jobs, r.State)
+		}
+	}
+
+	// Who may write, but not truncate, does so.
+	sql(t, target, "postgres", "CREATE ROLE little LOGIN; CREATE TABLE mine (a int); GRANT INSERT ON mine TO little")
+	server, err := postgres.Connect(t.Context(), postgres.Config{DSN: strings.Replace(target.DSN("postgres"), "user=postgres", "user=little", 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	r := postgres.NewReplayer(t.Context(), server, postgres.ReplayOptions{})
+	f := script.NewFeeder(r.Item)
+	_, err = io.WriteString(f, "\\connect postgres\nCOPY public.mine (a) FROM stdin;\n")
+	if err != nil || !r.Rows(4, func(context.Context) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("1\n2\n")), nil }) {
+		t.Fatal("the rows were not taken", err)
+	}
+	if _, err := io.WriteString(f, "\\.\n"); err != nil {
+		t.Fatal(err)
+	}
+	if report, err := r.Finish(f.Close()); err != nil || report.Rows != 2 || sql(t, target, "postgres", "SELECT sum(a) FROM mine") != "3" {
+		t.Errorf("%v, %+v", err, report)
 	}
 }
 

@@ -49,6 +49,13 @@ func (o *ReadOptions) connections() int {
 	return DefaultConnections
 }
 
+// Share returns the options for one of several readers that work at once.
+func (o *ReadOptions) Share() *ReadOptions {
+	share := *o
+	share.Connections, share.Jobs = max(o.connections()/max(o.Jobs, 1), 2), 1
+	return &share
+}
+
 // StoredSize returns the size of the stored stream in bytes.
 func (b *Backup) StoredSize() int64 {
 	var n int64

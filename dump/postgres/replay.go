@@ -4,11 +4,13 @@ package postgres
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"regexp"
 	"slices"
 	"strings"
@@ -27,7 +29,7 @@ type ReplayOptions struct {
 	Jobs int
 	// KeepGoing collects statements that fail instead of stopping at the first.
 	KeepGoing bool
-	// MaintenanceWorkMem is the memory for building an index, in kB, shared by all jobs; 0 stands for 1 GB.
+	// MaintenanceWorkMem is the memory that may be used for building indexes, in kB, shared by all jobs; 0 stands for 1 GB.
 	MaintenanceWorkMem int
 	// Analyze gathers statistics of each database at its end.
 	Analyze bool
@@ -168,6 +170,7 @@ type Replayer struct {
 	textAt int64
 
 	copy    *copyIn
+	apart   []*copyIn        // those that Rows has taken and no worker was given yet
 	chunk   []byte           // rows that are not yet on their way
 	free    chan []byte      // chunks
 	made    int              // chunks
@@ -192,6 +195,7 @@ type workerConn struct {
 	conn     *pgconn.PgConn
 	version  int // of the settings that it has
 	parallel int // max_parallel_maintenance_workers
+	memory   int // maintenance_work_mem in kB
 }
 
 // setting is a statement that changes its session.
@@ -263,6 +267,24 @@ func (r *Replayer) Item(it script.Item) error {
 	return context.Cause(r.ctx)
 }
 
+// Rows takes the rows of the COPY whose statement Item was given last, and reports whether it does: then they are not
+// given to Item, which is given the end of the data next. size is that of the rows in bytes; open, which may be called later and from another
+// goroutine, returns them as they stand in the script, to be closed. Such tables are loaded side by side, each on a connection of its own,
+// which costs the server less than several connections in one table.
+func (r *Replayer) Rows(size int64, open func(context.Context) (io.ReadCloser, error)) bool {
+	c := r.copy
+	if c == nil || c.bytes > 0 || r.chunk != nil || r.inTx || r.restoring != "" || r.ctx.Err() != nil {
+		return false
+	}
+	if r.o.Jobs == 1 {
+		r.wait() // one after the other, as the script has them
+		defer r.wait()
+	}
+	c.bytes, c.open = size, open
+	r.copy, r.apart = nil, append(r.apart, c)
+	return true
+}
+
 // Finish ends the replay, when the whole script was given and err is nil, or when it failed with err, and closes its
 // connections. The report is there in either case. The error is err, the first Failure, or why the context ended; with
 // KeepGoing failures are in the report alone.
@@ -280,7 +302,7 @@ func (r *Replayer) Finish(err error) (*ReplayReport, error) {
 	for _, s := range r.pending {
 		r.alone(s)
 	}
-	r.sched.wait()
+	r.wait()
 	r.closeSessions()
 	r.enterPhase("")
 	err = context.Cause(r.ctx)
@@ -337,7 +359,7 @@ func (r *Replayer) meta(it script.Item) error {
 
 // leave ends the work in the database that the script was in.
 func (r *Replayer) leave() {
-	r.sched.wait()
+	r.wait()
 	if r.database != "" && r.ctx.Err() == nil {
 		r.enterPhase("statistics")
 		if r.o.Analyze && len(r.loaded) > 0 {
@@ -380,6 +402,12 @@ func (r *Replayer) enterPhase(name string) {
 	r.tell(func(p *ReplayProgress) { p.Phase = name })
 }
 
+// wait has all that was given take effect.
+func (r *Replayer) wait() {
+	r.copyApart()
+	r.sched.wait()
+}
+
 // tell changes the progress, and tells of it.
 func (r *Replayer) tell(change func(*ReplayProgress)) {
 	r.mu.Lock()
@@ -410,7 +438,7 @@ func (r *Replayer) statement(text []byte, at int64) {
 	}
 	if step.Phase == script.PhaseIndexes && (r.phase == "schema" || r.phase == "data") {
 		// What an index or a check computes may look at any table.
-		r.sched.wait()
+		r.wait()
 		r.enterPhase("indexes")
 	}
 	if r.inTx && step.Lane != script.CopyIn {
@@ -420,8 +448,8 @@ func (r *Replayer) statement(text []byte, at int64) {
 	case script.CopyIn:
 		r.beginCopy(s)
 	case script.Beside:
-		table := tableKey(step)
-		r.sched.give(&job{needs: step.Needs, weight: 1 + r.loaded[table], run: func(worker int, alone bool) { r.beside(worker, alone, s) }})
+		bytes := r.loaded[tableKey(step)]
+		r.sched.give(&job{needs: step.Needs, weight: 1 + bytes, run: func(worker int, alone bool) { r.beside(worker, alone, s, bytes) }})
 	case script.Session:
 		if r.alone(s) {
 			name, _, ok := script.ParseSet(text)
@@ -465,10 +493,10 @@ func (r *Replayer) session(worker int) (*workerConn, error) {
 		if err != nil {
 			return nil, err
 		}
-		s = &workerConn{conn: conn, parallel: -1}
+		s = &workerConn{conn: conn, parallel: -1, memory: r.o.MaintenanceWorkMem / r.o.Jobs}
 		r.conns[worker] = s
 		// A crash of the server may lose commits of the last moments, and then the restore is run again anyway.
-		if err := runSQL(r.ctx, conn, fmt.Sprintf("SET synchronous_commit = off; SET jit = off; SET maintenance_work_mem = %d", r.o.MaintenanceWorkMem/r.o.Jobs)); err != nil {
+		if err := runSQL(r.ctx, conn, fmt.Sprintf("SET synchronous_commit = off; SET jit = off; SET maintenance_work_mem = %d", s.memory)); err != nil {
 			return nil, err
 		}
 	}
@@ -498,25 +526,34 @@ func runSQL(ctx context.Context, conn *pgconn.PgConn, sql string) error {
 
 // alone runs a statement when all before it have ended, and reports whether it succeeded.
 func (r *Replayer) alone(s statement) bool {
-	r.sched.wait()
+	r.wait()
 	ok := r.run(0, s, func(c *workerConn) error { return runSQL(r.ctx, c.conn, s.sql) })
 	r.inTx = r.conns[0] != nil && !r.conns[0].conn.IsClosed() && r.conns[0].conn.TxStatus() != 'I'
 	return ok
 }
 
-// beside runs a statement beside others.
-func (r *Replayer) beside(worker int, alone bool, s statement) {
+// beside runs a statement beside others. bytes is the size of its table's rows in the script.
+func (r *Replayer) beside(worker int, alone bool, s statement, bytes int64) {
 	ok := r.run(worker, s, func(c *workerConn) error {
 		// An index that is built while nothing else can be done may use the other processors in its own way.
 		parallel := 0
 		if alone {
 			parallel = r.o.Jobs - 1
 		}
-		if s.step.Phase == script.PhaseIndexes && c.parallel != parallel {
-			if err := runSQL(r.ctx, c.conn, fmt.Sprintf("SET max_parallel_maintenance_workers = %d", parallel)); err != nil {
-				return err
+		if s.step.Phase == script.PhaseIndexes {
+			memory := c.memory
+			if s.step.Kind == "index" || s.step.Kind == "constraint" || s.step.Kind == "foreign key" {
+				memory = r.o.MaintenanceWorkMem / r.o.Jobs
 			}
-			c.parallel = parallel
+			if sorts(s) {
+				memory = min(memory, sortMemory(bytes)*(1+parallel))
+			}
+			if c.parallel != parallel || c.memory != memory {
+				if err := runSQL(r.ctx, c.conn, fmt.Sprintf("SET max_parallel_maintenance_workers = %d; SET maintenance_work_mem = %d", parallel, memory)); err != nil {
+					return err
+				}
+				c.parallel, c.memory = parallel, memory
+			}
 		}
 		return runSQL(r.ctx, c.conn, s.sql)
 	})
@@ -526,6 +563,22 @@ func (r *Replayer) beside(worker int, alone bool, s statement) {
 		r.mu.Unlock()
 		r.tell(func(p *ReplayProgress) { p.Indexes++ })
 	}
+}
+
+// sorts tells whether a statement makes an index by sorting.
+func sorts(s statement) bool {
+	if s.step.Kind == "constraint" {
+		return !strings.Contains(s.sql, " EXCLUDE ")
+	}
+	return s.step.Kind == "index" && s.step.Verb == "create" && strings.Contains(s.sql, " USING btree ")
+}
+
+// sortMemory is the maintenance_work_mem, in kB, with which an index on a table of that many bytes is built fastest. More of it
+// makes sorting slower, as it then happens outside of the processor's caches. It is enough where the sorted runs are merged in one
+// pass, each of which takes 264 kB (MERGE_BUFFER_SIZE and TAPE_BUFFER_OVERHEAD in tuplesort.c): where memory² / 264 kB is as much as there is
+// to sort. That is at most about the table itself.
+func sortMemory(bytes int64) int {
+	return max(64<<10, int(math.Sqrt(float64(bytes)*(264<<10)))>>10)
 }
 
 // run runs what a statement asks for on a worker's connection, and keeps the books.
@@ -671,6 +724,7 @@ type copyIn struct {
 	failed chan struct{} // closed when nobody takes rows any more
 	rows   atomic.Int64
 	bytes  int64
+	open   func(context.Context) (io.ReadCloser, error) // the rows, where they are apart
 
 	mu             sync.Mutex
 	ended          sync.Cond
@@ -683,6 +737,159 @@ func (r *Replayer) beginCopy(s statement) {
 	c := &copyIn{statement: s, table: tableKey(s.step), queue: make(chan []byte, r.o.Jobs+1), failed: make(chan struct{})}
 	c.ended.L = &c.mu
 	r.copy = c
+}
+
+// copyApart gives the tables whose rows are apart to the workers, the largest first. One that is so large that others would have
+// nothing to do in the end is loaded by all of them.
+func (r *Replayer) copyApart() {
+	list := r.apart
+	r.apart = nil
+	var total int64
+	for _, c := range list {
+		total += c.bytes
+	}
+	jobs, shared := int64(r.o.Jobs), 0
+	slices.SortStableFunc(list, func(a, b *copyIn) int { return cmp.Compare(b.bytes, a.bytes) })
+	for jobs > 1 && shared < len(list) && list[shared].bytes > total/jobs*13/10 {
+		shared++
+	}
+	for _, c := range list[shared:] {
+		r.loaded[c.table] += c.bytes
+		r.sched.give(&job{needs: c.step.Needs, weight: c.bytes, run: func(worker int, _ bool) { r.copyWhole(worker, c) }})
+	}
+	for _, c := range list[:shared] {
+		if r.ctx.Err() != nil {
+			return
+		}
+		r.copy = c
+		c.bytes = 0
+		rows, err := c.open(r.ctx)
+		if err == nil {
+			err = r.fillFrom(rows)
+			rows.Close()
+		}
+		if err != nil {
+			r.cancel(err)
+		}
+		r.endCopy()
+	}
+}
+
+// fillFrom takes rows from a reader. The last of them wait for endCopy.
+func (r *Replayer) fillFrom(rows io.Reader) error {
+	var rest []byte // of a row
+	for {
+		chunk := r.getChunk()
+		if chunk == nil {
+			return nil // the replay has ended
+		}
+		chunk = append(chunk, rest...)
+		end := 0
+		var err error
+		for end == 0 && err == nil {
+			if len(chunk) == cap(chunk) {
+				chunk = slices.Grow(chunk, len(chunk))
+			}
+			var n int
+			n, err = io.ReadFull(rows, chunk[len(chunk):cap(chunk)])
+			chunk = chunk[:len(chunk)+n]
+			if end = rowEnd(chunk, len(chunk)); !endsRow(chunk[:end]) {
+				end = 0
+			}
+		}
+		ended := err == io.EOF || err == io.ErrUnexpectedEOF
+		if err != nil && !ended {
+			r.putChunk(chunk)
+			return err
+		}
+		if ended {
+			end = len(chunk)
+		}
+		rest = append(rest[:0], chunk[end:]...)
+		r.chunk = chunk[:end]
+		if ended {
+			return nil
+		}
+		r.send(false)
+	}
+}
+
+// copyWhole loads a table on one worker's connection, from a reader of its own.
+func (r *Replayer) copyWhole(worker int, c *copyIn) {
+	if r.ctx.Err() != nil {
+		return
+	}
+	start := time.Now()
+	rows, err := c.open(r.ctx)
+	if err != nil {
+		r.cancel(err)
+		return
+	}
+	defer rows.Close()
+	src := &sender{r: r, rows: rows}
+	var tag pgconn.CommandTag
+	session, err := r.session(worker)
+	if err == nil {
+		var sql string
+		if sql, err = r.beginWhole(session.conn, c); err == nil {
+			tag, err = session.conn.CopyFrom(r.ctx, src, sql)
+		}
+		if readErr := src.failed(); readErr != nil {
+			r.cancel(readErr) // the backup's failure, not the server's
+		}
+		end := "COMMIT"
+		if err != nil {
+			end = "ROLLBACK"
+		}
+		if !session.conn.IsClosed() {
+			if endErr := runSQL(r.ctx, session.conn, end); err == nil && endErr != nil {
+				err = fmt.Errorf("commit: %w", endErr)
+			}
+		}
+	}
+	r.slow(c.statement, time.Since(start))
+	if err != nil {
+		r.fail(c.statement, err)
+		return
+	}
+	r.loadedTable(tag.RowsAffected())
+}
+
+// beginWhole begins the transaction in which a whole table is loaded, and returns its COPY. Into a table that nothing was ever
+// in, rows are written as frozen (COPY's FREEZE): then nobody who reads them, beginning with the indexes, writes the pages a second time, and
+// autovacuum need not either. The server wants the table to be truncated in that transaction, and then writes no WAL for it at wal_level minimal.
+func (r *Replayer) beginWhole(conn *pgconn.PgConn, c *copyIn) (sql string, err error) {
+	table := quoteIdent(c.step.Name)
+	if c.step.Schema != "" {
+		table = quoteIdent(c.step.Schema) + "." + table
+	}
+	head, ok := strings.CutSuffix(strings.TrimSpace(c.sql), "FROM stdin;")
+	if ok {
+		// A snapshot of the transaction would forbid FREEZE. A heap table has access method 2, before version 12 none.
+		err = runSQL(r.ctx, conn, "BEGIN ISOLATION LEVEL READ COMMITTED; LOCK TABLE ONLY "+table+" IN ACCESS EXCLUSIVE MODE")
+		var row []string
+		if err == nil {
+			row, err = queryRow(r.ctx, conn, "SELECT 1 FROM pg_catalog.pg_class WHERE oid = "+QuoteLiteral(table)+
+				"::pg_catalog.regclass AND relkind = 'r' AND relam IN (0, 2) AND NOT relhastriggers AND pg_catalog.pg_relation_size(oid) = 0")
+		}
+		if err == nil && len(row) > 0 {
+			if err = runSQL(r.ctx, conn, "TRUNCATE ONLY "+table); err == nil {
+				return head + "FROM stdin WITH (FREEZE)", nil
+			}
+		}
+		if err == nil {
+			return c.sql, nil
+		}
+		var e *pgconn.PgError
+		if !errors.As(err, &e) || conn.IsClosed() {
+			return "", err
+		}
+		// Who may write to a table may not always lock or truncate it.
+		if err := runSQL(r.ctx, conn, "ROLLBACK"); err != nil {
+			return "", err
+		}
+	}
+	return c.sql, runSQL(r.ctx, conn, "BEGIN")
 }
 
 // fill takes rows, whole but for the last.
@@ -896,12 +1103,52 @@ func (r *Replayer) copyRows(worker int, c *copyIn) {
 		r.fail(c.statement, failure)
 		return
 	}
-	r.rows.Add(c.rows.Load())
+	r.loadedTable(c.rows.Load())
+}
+
+// loadedTable counts a table that is committed.
+func (r *Replayer) loadedTable(rows int64) {
+	r.rows.Add(rows)
 	r.mu.Lock()
 	r.report.Tables++
 	r.report.Statements++
 	r.mu.Unlock()
 	r.tell(func(p *ReplayProgress) { p.Tables++ })
+}
+
+// sender is what a connection reads the rows of a whole table from. As with rowReader, Read may still be under way when CopyFrom
+// has returned.
+type sender struct {
+	r      *Replayer
+	rows   io.Reader
+	unsaid int // bytes since the progress was told
+
+	mu  sync.Mutex
+	err error
+}
+
+func (s *sender) Read(p []byte) (int, error) {
+	n, err := s.rows.Read(p)
+	if s.r.o.Progress != nil {
+		s.r.live.Add(int64(bytes.Count(p[:n], []byte{'\n'})))
+		if s.unsaid += n; s.unsaid >= chunkSize {
+			s.unsaid = 0
+			s.r.tell(func(*ReplayProgress) {})
+		}
+	}
+	if err != nil && err != io.EOF {
+		s.mu.Lock()
+		s.err = err
+		s.mu.Unlock()
+	}
+	return n, err
+}
+
+// failed returns why the rows could not be read.
+func (s *sender) failed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
 }
 
 // drain gives back what waits in the queue of a COPY that failed.
