@@ -327,6 +327,9 @@ func (d *drill) dropRestored(ctx context.Context, target postgres.Config) {
 			continue
 		}
 		other, err := server.Available(ctx, []string{p.Name})
+		if err == nil && other == "" {
+			err = errors.New("there is no other to work on it from")
+		}
 		if err == nil && other != server.Info().Database {
 			err = server.MoveTo(ctx, other)
 		}

@@ -25,6 +25,8 @@ CREATE DATABASE shop OWNER clerk; ALTER DATABASE shop SET DateStyle = 'German'; 
 ALTER DATABASE shop SET bytea_output = 'escape'; ALTER ROLE clerk IN DATABASE shop SET statement_timeout = '7s';
 CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0;
 CREATE DATABASE nothing;
+\connect template1
+GRANT CREATE ON SCHEMA public TO PUBLIC;
 \connect latin
 CREATE TABLE "W\u00f6rter" ("Wort\u00df" text); INSERT INTO "W\u00f6rter" VALUES (convert_from('\xe4f6fc', 'LATIN1'));
 \connect shop
@@ -101,12 +103,18 @@ func TestDrill(t *testing.T) {
 
 	t.Run("into", func(t *testing.T) {
 		target := startCluster(t)
+		sql(t, target, "postgres", "COMMENT ON DATABASE postgres IS 'mine'; ALTER DATABASE template1 SET work_mem = '5MB'")
+		databases := func() string {
+			return sql(t, target, "postgres", `SELECT string_agg(concat_ws('|', datname, pg_get_userbyid(datdba), datacl, datconnlimit, datistemplate,
+				shobj_description(d.oid, 'pg_database'), (SELECT setconfig FROM pg_db_role_setting WHERE setdatabase = d.oid AND setrole = 0)), ' ' ORDER BY datname) FROM pg_database d`)
+		}
+		before := databases()
 		into := func(o *VerifyOptions) { o.Drill.Into = &postgres.Config{DSN: target.DSN("postgres")} }
 		if r := verifyRestore(t, b, into); !r.OK() {
 			t.Fatalf("%+v", r)
 		}
-		if left := sql(t, target, "postgres", "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database"); left != "postgres template0 template1" {
-			t.Errorf("databases left: %s", left)
+		if left := databases(); left != before {
+			t.Errorf("databases were %s, are %s", before, left)
 		}
 		// What somebody uses is not touched, and no judgement on the backup.
 		sql(t, target, "postgres", "CREATE DATABASE shop; \\connect shop\nCREATE TABLE mine (a int)")

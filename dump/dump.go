@@ -335,7 +335,7 @@ func Select(ctx context.Context, b *archive.Backup, w io.Writer, s *script.Selec
 }
 
 // takeRows takes the rows of a COPY that was just written, to read them when it likes, and reports whether it does.
-type takeRows func(size int64, open func(context.Context) (io.ReadCloser, error)) bool
+type takeRows func(size int64, open postgres.RowSource) bool
 
 // wholeTable is the least size of rows, in bytes, for which a reader of their own is worth what is read twice: the
 // segments that they begin and end in.
@@ -365,11 +365,6 @@ func selectRows(ctx context.Context, b *archive.Backup, w io.Writer, s *script.S
 			// Once without rows, so that a name which is not there is told before
 			// anything is written.
 			rows := &rows{ctx: ctx, ranges: ranges, take: take}
-			if take != nil {
-				if rows.apart, err = b.Ranges(ctx, toc, o.Share()); err != nil {
-					return nil, err
-				}
-			}
 			defer rows.close()
 			dry := script.NewSelector(s, func([]byte) error { return nil })
 			err = outline.Items(dry, rows.note)
@@ -400,10 +395,9 @@ func selectRows(ctx context.Context, b *archive.Backup, w io.Writer, s *script.S
 type rows struct {
 	ctx    context.Context
 	ranges *archive.Ranges
-	take   takeRows        // of large tables; may be nil
-	apart  *archive.Ranges // for those: several are read at once
-	runs   []script.Range  // in order, what is read at once
-	next   int             // the run after the one under way
+	take   takeRows       // of large tables; may be nil
+	runs   []script.Range // in order, what is read at once
+	next   int            // the run after the one under way
 	run    io.ReadCloser
 	at     int64 // where in the dump run is
 }
@@ -434,13 +428,17 @@ func (r *rows) open(want script.Range) (io.ReadCloser, error) {
 		return noRows(want)
 	}
 	if r.large(want) {
-		open := func(ctx context.Context) (io.ReadCloser, error) {
-			return r.apart.Open(ctx, int64(want.Offset), int64(want.Length))
+		open := func(ctx context.Context, share bool) (io.ReadCloser, error) {
+			ranges := r.ranges
+			if share {
+				ranges = ranges.Share()
+			}
+			return ranges.Open(ctx, int64(want.Offset), int64(want.Length))
 		}
 		if r.take(int64(want.Length), open) {
 			return noRows(want)
 		}
-		return open(r.ctx)
+		return open(r.ctx, false)
 	}
 	if r.next == 0 || int64(want.Offset) >= r.runs[r.next-1].End() {
 		if r.next == len(r.runs) {

@@ -642,6 +642,9 @@ func (in *into) replay(ctx context.Context) error {
 	options := in.Replay
 	user := in.server.Info().User
 	options.Logger = in.log
+	if in.Selection.DataOnly {
+		options.Jobs = 1 // foreign keys that are there want rows in the order of the script
+	}
 	options.Names = map[string]string{}
 	for _, d := range in.plan.Databases {
 		options.Names[d.loading] = d.Name
@@ -691,7 +694,7 @@ func (in *into) feed(ctx context.Context, r *postgres.Replayer, selection *scrip
 		it.Offset += apart
 		return r.Item(it)
 	})
-	take := func(size int64, open func(context.Context) (io.ReadCloser, error)) bool {
+	take := func(size int64, open postgres.RowSource) bool {
 		ok := r.Rows(size, open)
 		if ok {
 			apart += size
@@ -699,7 +702,7 @@ func (in *into) feed(ctx context.Context, r *postgres.Replayer, selection *scrip
 		return ok
 	}
 	if in.Selection.DataOnly {
-		take = nil // what tables there are refer to may have to be filled before them
+		take = nil // the tables are not ours to truncate
 	}
 	left, err := selectRows(ctx, in.backup, f, selection, read, in.log, take)
 	in.report.Left = left

@@ -907,7 +907,7 @@ CREATE TABLE large AS SELECT i AS a, repeat('x', 1000) AS b FROM generate_series
 		return out
 	}
 	b := backup(t, source)
-	all := []string{"plain", `"odd ""Name"`, "third", "unlogged", "leaf", "parent", "child", "large"}
+	all := []string{"plain", `"odd ""Name"`, "third", "unlogged", "leaf", "child", "parent", "large"}
 	for _, jobs := range []int{1, 2} {
 		o := intoOptions(target, jobs)
 		o.Clean = true
@@ -916,7 +916,7 @@ CREATE TABLE large AS SELECT i AS a, repeat('x', 1000) AS b FROM generate_series
 		}
 		want := all
 		if jobs > 1 {
-			want = all[:len(all)-1] // it is loaded by both
+			want = all[:len(all)-2] // they are loaded by both: one outweighs the others, and one would keep its children waiting
 		}
 		if got := frozen(all...); !slices.Equal(got, want) {
 			t.Errorf("jobs %d: frozen are %q", jobs, got)
@@ -960,6 +960,44 @@ CREATE TABLE large AS SELECT i AS a, repeat('x', 1000) AS b FROM generate_series
 	}
 }
 
+// TestIntoApartWaits: connections that load one table wait for each other, which the server does not see. None of them may come to wait
+// for a lock that waits for another of them.
+func TestIntoApartWaits(t *testing.T) {
+	apart(t)
+	wholeTable = 3 << 20
+	source, target := startCluster(t), startCluster(t)
+	row := strings.Repeat("y", 100) + "\n"
+	whole := func(table string) string {
+		return "COPY public." + table + " (a) FROM stdin;\n" + strings.Repeat(row, 40_000) + "\\.\n"
+	}
+	script := `CREATE FUNCTION public.looks(text) RETURNS bool LANGUAGE plpgsql AS $$BEGIN
+	PERFORM FROM public.whole LIMIT 1; IF $1 = 'z' THEN PERFORM pg_sleep(2); END IF; RETURN true; END$$;
+CREATE TABLE public.busy (a text CHECK (pg_sleep(0.3) IS NOT NULL)); CREATE TABLE public.busier (a text CHECK (pg_sleep(0.6) IS NOT NULL));
+CREATE TABLE public.whole (a text); CREATE TABLE public.second (a text); CREATE TABLE public.third (a text); CREATE TABLE public.streamed (a text CHECK (public.looks(a)));
+COPY public.busy (a) FROM stdin;
+x
+\.
+COPY public.busier (a) FROM stdin;
+x
+\.
+` + whole("whole") + whole("second") + whole("third") + `COPY public.streamed (a) FROM stdin;
+z
+` + strings.Repeat(row, 25_000) + "\\.\n"
+	text := on(t, source, nil, "pg_dump", "postgres")
+	end := strings.Index(text, "--\n-- PostgreSQL database dump complete")
+	b := backupOf(t, &CreateOptions{GUID: "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11", Stdin: strings.NewReader(text[:end] + script + text[end:])})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	o := intoOptions(target, 3)
+	o.Database = "postgres"
+	if _, err := RestoreInto(ctx, b, o); err != nil {
+		t.Fatal(err)
+	}
+	if got := sql(t, target, "postgres", "SELECT (SELECT count(*) FROM whole), (SELECT count(*) FROM streamed)"); got != "40000|25001" {
+		t.Errorf("rows: %s", got)
+	}
+}
+
 // TestIntoApartFails: damage of the backup is told as such, by whatever way rows go.
 func TestIntoApartFails(t *testing.T) {
 	apart(t)
@@ -978,6 +1016,16 @@ func TestIntoApartFails(t *testing.T) {
 		}
 	}
 
+	// A script that was stored though it ends within a table.
+	text := on(t, source, nil, "pg_dump", "shop")
+	cut := text[:strings.Index(text, "\n\\.\n")-10]
+	b = backupOf(t, &CreateOptions{GUID: "4c0a6d2e-8f0b-4b39-9c43-0a4e7f6d1f11", Stdin: strings.NewReader(cut), Archive: archive.WriterOptions{AllowPartial: true}})
+	o := intoOptions(target, 2)
+	o.Database, o.Clean = "cut", true
+	if _, err := RestoreInto(t.Context(), b, o); err == nil || !strings.Contains(err.Error(), "within a statement") {
+		t.Errorf("cut: %v", err)
+	}
+
 	// Who may write, but not truncate, does so.
 	sql(t, target, "postgres", "CREATE ROLE little LOGIN; CREATE TABLE mine (a int); GRANT INSERT ON mine TO little")
 	server, err := postgres.Connect(t.Context(), postgres.Config{DSN: strings.Replace(target.DSN("postgres"), "user=postgres", "user=little", 1)})
@@ -988,7 +1036,9 @@ func TestIntoApartFails(t *testing.T) {
 	r := postgres.NewReplayer(t.Context(), server, postgres.ReplayOptions{})
 	f := script.NewFeeder(r.Item)
 	_, err = io.WriteString(f, "\\connect postgres\nCOPY public.mine (a) FROM stdin;\n")
-	if err != nil || !r.Rows(4, func(context.Context) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("1\n2\n")), nil }) {
+	if err != nil || !r.Rows(4, func(context.Context, bool) (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader("1\n2\n")), nil
+	}) {
 		t.Fatal("the rows were not taken", err)
 	}
 	if _, err := io.WriteString(f, "\\.\n"); err != nil {
@@ -996,6 +1046,32 @@ func TestIntoApartFails(t *testing.T) {
 	}
 	if report, err := r.Finish(f.Close()); err != nil || report.Rows != 2 || sql(t, target, "postgres", "SELECT sum(a) FROM mine") != "3" {
 		t.Errorf("%v, %+v", err, report)
+	}
+}
+
+// TestIntoDataOnly loads rows into tables with foreign keys, one of which refers to its own table.
+func TestIntoDataOnly(t *testing.T) {
+	apart(t)
+	source, target := startCluster(t), startCluster(t)
+	sql(t, source, "postgres", `CREATE DATABASE shop;
+\connect shop
+CREATE TABLE a (id int PRIMARY KEY, name text); INSERT INTO a SELECT i, repeat('x', 100) FROM generate_series(1, 50000) i;
+CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a, before int REFERENCES b, name text);
+INSERT INTO b SELECT i, 50001 - i, nullif(i - 1, 0), repeat('x', 100) FROM generate_series(1, 50000) i;
+CREATE TABLE plain AS TABLE a;`)
+	b := backup(t, source)
+	for _, o := range []script.Selection{{SchemaOnly: true}, {DataOnly: true, Databases: []string{"shop"}}} {
+		into := intoOptions(target, 4)
+		into.Selection = &o
+		if _, err := RestoreInto(t.Context(), b, into); err != nil {
+			t.Fatalf("%+v: %v", o, err)
+		}
+	}
+	if got := sql(t, target, "shop", "SELECT count(*) FROM a JOIN b ON b.a = a.id JOIN plain ON plain.id = b.before"); got != "49999" {
+		t.Errorf("%s rows", got)
+	}
+	if sql(t, target, "shop", "SELECT pg_relation_filenode('plain') = oid FROM pg_class WHERE relname = 'plain'") != "t" {
+		t.Error("a table that was there has been truncated, which its subscribers would do, too")
 	}
 }
 

@@ -49,13 +49,6 @@ func (o *ReadOptions) connections() int {
 	return DefaultConnections
 }
 
-// Share returns the options for one of several readers that work at once.
-func (o *ReadOptions) Share() *ReadOptions {
-	share := *o
-	share.Connections, share.Jobs = max(o.connections()/max(o.Jobs, 1), 2), 1
-	return &share
-}
-
 // StoredSize returns the size of the stored stream in bytes.
 func (b *Backup) StoredSize() int64 {
 	var n int64
@@ -127,6 +120,13 @@ func (b *Backup) Ranges(ctx context.Context, toc *TOC, o *ReadOptions) (*Ranges,
 		return nil, damaged(b.Metadata.TOC.Name, "its frames do not add up to the stream")
 	}
 	return r, nil
+}
+
+// Share returns a reader of ranges for one of several at once, as many as there are jobs.
+func (r *Ranges) Share() *Ranges {
+	d := *r.template
+	d.connections, d.jobs = max(d.connections/d.jobs, 2), 1
+	return &Ranges{&d, r.frames}
 }
 
 // frame returns the frame that holds a plain offset: the last that begins at or

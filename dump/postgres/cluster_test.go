@@ -76,6 +76,21 @@ func TestCluster(t *testing.T) {
 	<-c.Exited()
 }
 
+// TestClusterLogsNoStatements: they may hold passwords.
+func TestClusterLogsNoStatements(t *testing.T) {
+	c := startCluster(t, ClusterOptions{})
+	conn := session(t, c, "postgres")
+	for _, sql := range []string{"CREATE ROLE postgres PASSWORD 'hushhush'", "ALTER ROLE nobody PASSWORD 'hushhush'", "SELECT 'hushhush' FROM"} {
+		if err := runSQL(t.Context(), conn, sql); err == nil {
+			t.Errorf("%s succeeded", sql)
+		}
+	}
+	contains(t, c.Log(), `role "nobody" does not exist`)
+	if strings.Contains(c.Log(), "hushhush") {
+		t.Errorf("the log tells the password:\n%s", c.Log())
+	}
+}
+
 func TestClusterOptions(t *testing.T) {
 	// So long a path cannot hold a socket.
 	parent := filepath.Join(parentDir(t), strings.Repeat("long-", 20))

@@ -171,6 +171,7 @@ type Replayer struct {
 
 	copy    *copyIn
 	apart   []*copyIn        // those that Rows has taken and no worker was given yet
+	taken   bool             // Rows has taken the rows of the COPY under way
 	chunk   []byte           // rows that are not yet on their way
 	free    chan []byte      // chunks
 	made    int              // chunks
@@ -260,6 +261,7 @@ func (r *Replayer) Item(it script.Item) error {
 	case script.CopyRows:
 		r.fill(it.Text)
 	case script.CopyEnd:
+		r.taken = false
 		r.endCopy()
 	case script.Meta:
 		return r.meta(it)
@@ -267,11 +269,14 @@ func (r *Replayer) Item(it script.Item) error {
 	return context.Cause(r.ctx)
 }
 
+// RowSource opens the rows of a COPY, as they stand in the script. It is called from any goroutine, perhaps more than once; who calls it closes
+// what it returns. share tells that several are read at once.
+type RowSource func(ctx context.Context, share bool) (io.ReadCloser, error)
+
 // Rows takes the rows of the COPY whose statement Item was given last, and reports whether it does: then they are not
-// given to Item, which is given the end of the data next. size is that of the rows in bytes; open, which may be called later and from another
-// goroutine, returns them as they stand in the script, to be closed. Such tables are loaded side by side, each on a connection of its own,
-// which costs the server less than several connections in one table.
-func (r *Replayer) Rows(size int64, open func(context.Context) (io.ReadCloser, error)) bool {
+// given to Item, which is given the end of the data next. size is that of the rows in bytes. Such tables are loaded side by
+// side, each on a connection of its own, which costs the server less than several connections in one table.
+func (r *Replayer) Rows(size int64, open RowSource) bool {
 	c := r.copy
 	if c == nil || c.bytes > 0 || r.chunk != nil || r.inTx || r.restoring != "" || r.ctx.Err() != nil {
 		return false
@@ -281,7 +286,7 @@ func (r *Replayer) Rows(size int64, open func(context.Context) (io.ReadCloser, e
 		defer r.wait()
 	}
 	c.bytes, c.open = size, open
-	r.copy, r.apart = nil, append(r.apart, c)
+	r.copy, r.taken, r.apart = nil, true, append(r.apart, c)
 	return true
 }
 
@@ -289,7 +294,7 @@ func (r *Replayer) Rows(size int64, open func(context.Context) (io.ReadCloser, e
 // connections. The report is there in either case. The error is err, the first Failure, or why the context ended; with
 // KeepGoing failures are in the report alone.
 func (r *Replayer) Finish(err error) (*ReplayReport, error) {
-	if err == nil && (len(r.text) > 0 || r.copy != nil) {
+	if err == nil && (len(r.text) > 0 || r.copy != nil || r.taken) {
 		err = errors.New("the script ends within a statement")
 	}
 	if err != nil {
@@ -532,7 +537,7 @@ func (r *Replayer) alone(s statement) bool {
 	return ok
 }
 
-// beside runs a statement beside others. bytes is the size of its table's rows in the script.
+// beside runs a statement beside others. bytes is the size of its table's rows in the script; 0 where it is not known.
 func (r *Replayer) beside(worker int, alone bool, s statement, bytes int64) {
 	ok := r.run(worker, s, func(c *workerConn) error {
 		// An index that is built while nothing else can be done may use the other processors in its own way.
@@ -545,7 +550,7 @@ func (r *Replayer) beside(worker int, alone bool, s statement, bytes int64) {
 			if s.step.Kind == "index" || s.step.Kind == "constraint" || s.step.Kind == "foreign key" {
 				memory = r.o.MaintenanceWorkMem / r.o.Jobs
 			}
-			if sorts(s) {
+			if bytes > 0 && sorts(s) {
 				memory = min(memory, sortMemory(bytes)*(1+parallel))
 			}
 			if c.parallel != parallel || c.memory != memory {
@@ -565,20 +570,23 @@ func (r *Replayer) beside(worker int, alone bool, s statement, bytes int64) {
 	}
 }
 
-// sorts tells whether a statement makes an index by sorting.
+// sorts tells whether a statement makes a B-tree, which is done by sorting.
 func sorts(s statement) bool {
-	if s.step.Kind == "constraint" {
-		return !strings.Contains(s.sql, " EXCLUDE ")
+	switch {
+	case s.step.Kind == "constraint" && s.step.Verb == "alter":
+		return !strings.Contains(s.sql, " EXCLUDE ") && !strings.Contains(s.sql, " WITHOUT OVERLAPS")
+	case s.step.Kind == "index" && s.step.Verb == "create":
+		return strings.Contains(s.sql, " USING btree ")
 	}
-	return s.step.Kind == "index" && s.step.Verb == "create" && strings.Contains(s.sql, " USING btree ")
+	return false
 }
 
-// sortMemory is the maintenance_work_mem, in kB, with which an index on a table of that many bytes is built fastest. More of it
-// makes sorting slower, as it then happens outside of the processor's caches. It is enough where the sorted runs are merged in one
-// pass, each of which takes 264 kB (MERGE_BUFFER_SIZE and TAPE_BUFFER_OVERHEAD in tuplesort.c): where memory² / 264 kB is as much as there is
-// to sort. That is at most about the table itself.
+// sortMemory is the maintenance_work_mem, in kB, with which a B-tree on a table of that many bytes is built fastest. More of it
+// makes sorting slower, as it then happens outside of the processor's caches. It is enough where all sorted runs are merged in one
+// pass: each takes 264 kB of it then (MERGE_BUFFER_SIZE and TAPE_BUFFER_OVERHEAD in tuplesort.c), and is as long as it is large. What is sorted has
+// at most about four times the bytes of the script, where rows are narrow.
 func sortMemory(bytes int64) int {
-	return max(64<<10, int(math.Sqrt(float64(bytes)*(264<<10)))>>10)
+	return max(64<<10, int(math.Sqrt(4*float64(bytes)*(264<<10)))>>10)
 }
 
 // run runs what a statement asks for on a worker's connection, and keeps the books.
@@ -714,7 +722,7 @@ func (r *Replayer) beginTimescale() {
 // quoteIdent writes a name for SQL.
 func quoteIdent(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
 
-// copyIn is a COPY under way. Rows come in chunks through a queue, from which one or several connections take them.
+// copyIn is a COPY under way. Rows come in chunks through a queue, from which one or several connections take them, if the table is not loaded whole.
 // All of these commit when all have succeeded, so that of a COPY that fails no row stays.
 type copyIn struct {
 	statement
@@ -724,7 +732,7 @@ type copyIn struct {
 	failed chan struct{} // closed when nobody takes rows any more
 	rows   atomic.Int64
 	bytes  int64
-	open   func(context.Context) (io.ReadCloser, error) // the rows, where they are apart
+	open   RowSource // the rows, where they are apart
 
 	mu             sync.Mutex
 	ended          sync.Cond
@@ -739,31 +747,36 @@ func (r *Replayer) beginCopy(s statement) {
 	r.copy = c
 }
 
-// copyApart gives the tables whose rows are apart to the workers, the largest first. One that is so large that others would have
-// nothing to do in the end is loaded by all of them.
+// copyApart gives the tables whose rows are apart to the workers, the largest first. The largest are loaded by all of them where
+// some would have nothing to do in the end otherwise, and so are tables that keep others waiting.
 func (r *Replayer) copyApart() {
 	list := r.apart
 	r.apart = nil
+	slices.SortStableFunc(list, func(a, b *copyIn) int { return cmp.Compare(b.bytes, a.bytes) })
+	var whole, shared []*copyIn
 	var total int64
 	for _, c := range list {
 		total += c.bytes
+		if r.o.Jobs > 1 && slices.ContainsFunc(c.step.Needs, func(n script.Need) bool { return n.Exclusive }) {
+			shared = append(shared, c)
+		} else {
+			whole = append(whole, c)
+		}
 	}
-	jobs, shared := int64(r.o.Jobs), 0
-	slices.SortStableFunc(list, func(a, b *copyIn) int { return cmp.Compare(b.bytes, a.bytes) })
-	for jobs > 1 && shared < len(list) && list[shared].bytes > total/jobs*13/10 {
-		shared++
+	for len(whole) > 0 && longest(whole, r.o.Jobs) > total/int64(r.o.Jobs)*13/10 {
+		shared, whole = append(shared, whole[0]), whole[1:]
 	}
-	for _, c := range list[shared:] {
+	for _, c := range whole {
 		r.loaded[c.table] += c.bytes
 		r.sched.give(&job{needs: c.step.Needs, weight: c.bytes, run: func(worker int, _ bool) { r.copyWhole(worker, c) }})
 	}
-	for _, c := range list[:shared] {
+	for _, c := range shared {
 		if r.ctx.Err() != nil {
 			return
 		}
 		r.copy = c
 		c.bytes = 0
-		rows, err := c.open(r.ctx)
+		rows, err := c.open(r.ctx, false)
 		if err == nil {
 			err = r.fillFrom(rows)
 			rows.Close()
@@ -773,6 +786,16 @@ func (r *Replayer) copyApart() {
 		}
 		r.endCopy()
 	}
+}
+
+// longest returns how many bytes the busiest of the jobs has, when each takes the next table as it is free.
+func longest(list []*copyIn, jobs int) int64 {
+	work := make([]int64, jobs)
+	for _, c := range list {
+		least := slices.Index(work, slices.Min(work))
+		work[least] += c.bytes
+	}
+	return slices.Max(work)
 }
 
 // fillFrom takes rows from a reader. The last of them wait for endCopy.
@@ -790,106 +813,121 @@ func (r *Replayer) fillFrom(rows io.Reader) error {
 			if len(chunk) == cap(chunk) {
 				chunk = slices.Grow(chunk, len(chunk))
 			}
-			var n int
-			n, err = io.ReadFull(rows, chunk[len(chunk):cap(chunk)])
-			chunk = chunk[:len(chunk)+n]
+			for len(chunk) < cap(chunk) && err == nil {
+				var n int
+				n, err = rows.Read(chunk[len(chunk):cap(chunk)])
+				chunk = chunk[:len(chunk)+n]
+			}
 			if end = rowEnd(chunk, len(chunk)); !endsRow(chunk[:end]) {
 				end = 0
 			}
 		}
-		ended := err == io.EOF || err == io.ErrUnexpectedEOF
-		if err != nil && !ended {
+		if err == io.EOF {
+			r.chunk = chunk
+			return nil
+		}
+		if err != nil {
 			r.putChunk(chunk)
 			return err
 		}
-		if ended {
-			end = len(chunk)
-		}
 		rest = append(rest[:0], chunk[end:]...)
 		r.chunk = chunk[:end]
-		if ended {
-			return nil
-		}
 		r.send(false)
 	}
 }
 
 // copyWhole loads a table on one worker's connection, from a reader of its own.
 func (r *Replayer) copyWhole(worker int, c *copyIn) {
-	if r.ctx.Err() != nil {
-		return
-	}
 	start := time.Now()
-	rows, err := c.open(r.ctx)
-	if err != nil {
-		r.cancel(err)
-		return
-	}
-	defer rows.Close()
-	src := &sender{r: r, rows: rows}
-	var tag pgconn.CommandTag
-	session, err := r.session(worker)
-	if err == nil {
-		var sql string
-		if sql, err = r.beginWhole(session.conn, c); err == nil {
-			tag, err = session.conn.CopyFrom(r.ctx, src, sql)
-		}
-		if readErr := src.failed(); readErr != nil {
-			r.cancel(readErr) // the backup's failure, not the server's
-		}
-		end := "COMMIT"
-		if err != nil {
-			end = "ROLLBACK"
-		}
-		if !session.conn.IsClosed() {
-			if endErr := runSQL(r.ctx, session.conn, end); err == nil && endErr != nil {
-				err = fmt.Errorf("commit: %w", endErr)
-			}
-		}
+	rows, err := r.copyAlone(worker, c, true)
+	var e *pgconn.PgError
+	if errors.As(err, &e) && (e.Code == "25000" || e.Code == "55000") {
+		// invalid_transaction_state, object_not_in_prerequisite_state: FREEZE is refused, before any row.
+		rows, err = r.copyAlone(worker, c, false)
 	}
 	r.slow(c.statement, time.Since(start))
 	if err != nil {
 		r.fail(c.statement, err)
 		return
 	}
-	r.loadedTable(tag.RowsAffected())
+	r.loadedTable(rows)
 }
 
-// beginWhole begins the transaction in which a whole table is loaded, and returns its COPY. Into a table that nothing was ever
-// in, rows are written as frozen (COPY's FREEZE): then nobody who reads them, beginning with the indexes, writes the pages a second time, and
-// autovacuum need not either. The server wants the table to be truncated in that transaction, and then writes no WAL for it at wal_level minimal.
-func (r *Replayer) beginWhole(conn *pgconn.PgConn, c *copyIn) (sql string, err error) {
+// copyAlone is one attempt of copyWhole, and returns the number of rows that are committed. With freeze they are frozen where that is possible.
+func (r *Replayer) copyAlone(worker int, c *copyIn, freeze bool) (int64, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	session, err := r.session(worker)
+	if err != nil {
+		return 0, err
+	}
+	conn := session.conn
+	rows, err := c.open(r.ctx, true)
+	if err != nil {
+		r.cancel(err)
+		return 0, err
+	}
+	defer rows.Close()
+	sql := c.sql
+	if freeze {
+		if sql, err = r.beginFrozen(conn, c); err != nil {
+			return 0, err
+		}
+	}
+	if conn.TxStatus() == 'I' {
+		if err := runSQL(r.ctx, conn, "BEGIN"); err != nil {
+			return 0, err
+		}
+	}
+	src := &sender{r: r, rows: rows}
+	tag, err := conn.CopyFrom(r.ctx, src, sql)
+	if failed := src.failed(); failed != nil {
+		r.cancel(failed) // the backup's failure, not the server's
+	}
+	if err != nil {
+		if !conn.IsClosed() {
+			runSQL(r.ctx, conn, "ROLLBACK") // what fails here has failed above
+		}
+		return 0, err
+	}
+	if err := runSQL(r.ctx, conn, "COMMIT"); err != nil {
+		return 0, fmt.Errorf("commit: %w", err)
+	}
+	return tag.RowsAffected(), nil
+}
+
+// beginFrozen begins a transaction in which rows are written as frozen, and returns the COPY for that. It needs a table that nothing was ever
+// in; for others, and where it is not permitted, no transaction is begun, and the COPY is the script's. Who reads frozen rows
+// first, which is whoever builds the indexes, need not write their pages a second time, and from version 14 on autovacuum need not either. The server wants the
+// table to be truncated in that transaction, and then writes no WAL for it at wal_level minimal.
+func (r *Replayer) beginFrozen(conn *pgconn.PgConn, c *copyIn) (sql string, err error) {
+	head, ok := strings.CutSuffix(strings.TrimSpace(c.sql), "FROM stdin;")
+	if !ok {
+		return c.sql, nil
+	}
 	table := quoteIdent(c.step.Name)
 	if c.step.Schema != "" {
 		table = quoteIdent(c.step.Schema) + "." + table
 	}
-	head, ok := strings.CutSuffix(strings.TrimSpace(c.sql), "FROM stdin;")
-	if ok {
-		// A snapshot of the transaction would forbid FREEZE. A heap table has access method 2, before version 12 none.
-		err = runSQL(r.ctx, conn, "BEGIN ISOLATION LEVEL READ COMMITTED; LOCK TABLE ONLY "+table+" IN ACCESS EXCLUSIVE MODE")
-		var row []string
-		if err == nil {
-			row, err = queryRow(r.ctx, conn, "SELECT 1 FROM pg_catalog.pg_class WHERE oid = "+QuoteLiteral(table)+
-				"::pg_catalog.regclass AND relkind = 'r' AND relam IN (0, 2) AND NOT relhastriggers AND pg_catalog.pg_relation_size(oid) = 0")
-		}
-		if err == nil && len(row) > 0 {
-			if err = runSQL(r.ctx, conn, "TRUNCATE ONLY "+table); err == nil {
-				return head + "FROM stdin WITH (FREEZE)", nil
-			}
-		}
-		if err == nil {
-			return c.sql, nil
-		}
-		var e *pgconn.PgError
-		if !errors.As(err, &e) || conn.IsClosed() {
-			return "", err
-		}
-		// Who may write to a table may not always lock or truncate it.
-		if err := runSQL(r.ctx, conn, "ROLLBACK"); err != nil {
-			return "", err
+	// A snapshot of the transaction would forbid FREEZE. Nobody is waited for: connections that load another table, and read this one in
+	// a check, may wait for each other. A heap table has access method 2, before version 12 none.
+	err = runSQL(r.ctx, conn, "BEGIN ISOLATION LEVEL READ COMMITTED; LOCK TABLE ONLY "+table+" IN ACCESS EXCLUSIVE MODE NOWAIT")
+	var fit row
+	if err == nil {
+		fit, err = queryRow(r.ctx, conn, "SELECT 1 FROM pg_catalog.pg_class WHERE oid = "+QuoteLiteral(table)+
+			"::pg_catalog.regclass AND relkind = 'r' AND relam IN (0, 2) AND NOT relhastriggers AND pg_catalog.pg_relation_size(oid) = 0")
+	}
+	if err == nil && len(fit) > 0 {
+		if err = runSQL(r.ctx, conn, "TRUNCATE ONLY "+table); err == nil {
+			return head + "FROM stdin WITH (FREEZE)", nil
 		}
 	}
-	return c.sql, runSQL(r.ctx, conn, "BEGIN")
+	var e *pgconn.PgError
+	if err != nil && (!errors.As(err, &e) || conn.IsClosed()) {
+		return "", err
+	}
+	return c.sql, runSQL(r.ctx, conn, "ROLLBACK")
 }
 
 // fill takes rows, whole but for the last.

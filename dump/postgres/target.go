@@ -292,7 +292,7 @@ func (s *Server) worker() string {
 	if s.info.Version < 100000 {
 		return "(usename IS NULL)"
 	}
-	return "(coalesce(backend_type, '') ~ '^(autovacuum|logical replication|parallel) ')"
+	return "(coalesce(backend_type, '') ~ '^(autovacuum|logical replication) ')"
 }
 
 // Terminate ends the connections to the databases, ourselves excepted.
