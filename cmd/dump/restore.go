@@ -32,12 +32,12 @@ restore fails or is interrupted, the server has the databases that it had. One t
 something is replaced only with --clean; --dry-run shows the plan. Connections to a
 database that is replaced are in the way; --terminate-connections ends them. A restore
 that was killed leaves databases whose names begin with dump_restoring_; the next one
-removes them. --in-place drops the old databases, but postgres and template1, first: it needs less room, and gives up
-that the old data are there until the new ones are. Roles and tablespaces that exist are
-no failure; those of the backup are set in the server, also when the restore fails later.
-A statement that fails ends the restore, unless --keep-going is given. --data-only adds
-rows to the tables that are there, table by table, and is the one form that does not
-take place all at once.
+removes them. --in-place drops the old databases, but postgres and template1, first: it
+needs less room, and gives up that the old data are there until the new ones are. Roles
+and tablespaces that exist are no failure; those of the backup are set in the server, also
+when the restore fails later. A statement that fails ends the restore, unless --keep-going
+is given. --data-only adds rows to the tables that are there, table by table on one
+connection, and is the one form that does not take place all at once.
 
 Written to standard output, the script works as follows. Nothing is written before its
 digest was checked. A restore that fails on the way ends the script so that psql fails

@@ -969,6 +969,41 @@ func TestReaderConnections(t *testing.T) {
 	}
 }
 
+// TestShareConnections does the same of a reader that is one of several: it has its part of the requests, and at least two.
+func TestShareConnections(t *testing.T) {
+	t.Parallel()
+	b := storagetest.Mem()
+	sql := bytes.Join([][]byte{sqlOf(1, 10_000), manyChunks(), manyChunks()}, nil) // nine segments
+	mustBackUp(t, sql, WriterOptions{FrameSize: 1 << 20, AllowPartial: true}, b)
+	for _, test := range []struct{ connections, jobs, want int }{{8, 1, 8}, {8, 2, 4}, {0, 4, 2}, {1, 1, 2}, {8, 32, 2}} {
+		bubble(t, fmt.Sprintf("%d connections, %d jobs", test.connections, test.jobs), func(t *testing.T) {
+			counting := &concurrent{Bucket: b, gate: newGate(t)}
+			backup := find(t, counting, testID.String())
+			toc, err := backup.TOC(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			ranges, err := backup.Ranges(t.Context(), toc, &ReadOptions{Jobs: test.jobs, Connections: test.connections})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := ranges.Share().Open(t.Context(), 0, int64(len(sql)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			synctest.Wait()
+			if n := counting.now.Load(); n != int64(test.want) {
+				t.Errorf("%d requests are under way", n)
+			}
+			counting.gate.Release()
+			if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, sql) {
+				t.Errorf("read %d bytes, %v", len(got), err)
+			}
+		})
+	}
+}
+
 // TestDigestsConnections does the same of the check of digests.
 func TestDigestsConnections(t *testing.T) {
 	t.Parallel()

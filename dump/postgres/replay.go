@@ -269,8 +269,8 @@ func (r *Replayer) Item(it script.Item) error {
 	return context.Cause(r.ctx)
 }
 
-// RowSource opens the rows of a COPY, as they stand in the script. It is called from any goroutine, perhaps more than once; who calls it closes
-// what it returns. share tells that several are read at once.
+// RowSource opens the rows of a COPY, as they stand in the script. It is called from any goroutine, perhaps more than
+// once; who calls it closes what it returns. share tells that several are read at once.
 type RowSource func(ctx context.Context, share bool) (io.ReadCloser, error)
 
 // Rows takes the rows of the COPY whose statement Item was given last, and reports whether it does: then they are not
@@ -453,8 +453,8 @@ func (r *Replayer) statement(text []byte, at int64) {
 	case script.CopyIn:
 		r.beginCopy(s)
 	case script.Beside:
-		bytes := r.loaded[tableKey(step)]
-		r.sched.give(&job{needs: step.Needs, weight: 1 + bytes, run: func(worker int, alone bool) { r.beside(worker, alone, s, bytes) }})
+		size := r.loaded[tableKey(step)]
+		r.sched.give(&job{needs: step.Needs, weight: 1 + size, run: func(worker int, alone bool) { r.beside(worker, alone, s, size) }})
 	case script.Session:
 		if r.alone(s) {
 			name, _, ok := script.ParseSet(text)
@@ -537,8 +537,8 @@ func (r *Replayer) alone(s statement) bool {
 	return ok
 }
 
-// beside runs a statement beside others. bytes is the size of its table's rows in the script; 0 where it is not known.
-func (r *Replayer) beside(worker int, alone bool, s statement, bytes int64) {
+// beside runs a statement beside others. size is that of its table's rows in the script, in bytes; 0 where it is not known.
+func (r *Replayer) beside(worker int, alone bool, s statement, size int64) {
 	ok := r.run(worker, s, func(c *workerConn) error {
 		// An index that is built while nothing else can be done may use the other processors in its own way.
 		parallel := 0
@@ -550,8 +550,8 @@ func (r *Replayer) beside(worker int, alone bool, s statement, bytes int64) {
 			if s.step.Kind == "index" || s.step.Kind == "constraint" || s.step.Kind == "foreign key" {
 				memory = r.o.MaintenanceWorkMem / r.o.Jobs
 			}
-			if bytes > 0 && sorts(s) {
-				memory = min(memory, sortMemory(bytes)*(1+parallel))
+			if size > 0 && sorts(s) {
+				memory = min(memory, sortMemory(size)*(1+parallel))
 			}
 			if c.parallel != parallel || c.memory != memory {
 				if err := runSQL(r.ctx, c.conn, fmt.Sprintf("SET max_parallel_maintenance_workers = %d; SET maintenance_work_mem = %d", parallel, memory)); err != nil {
@@ -581,12 +581,13 @@ func sorts(s statement) bool {
 	return false
 }
 
-// sortMemory is the maintenance_work_mem, in kB, with which a B-tree on a table of that many bytes is built fastest. More of it
-// makes sorting slower, as it then happens outside of the processor's caches. It is enough where all sorted runs are merged in one
-// pass: each takes 264 kB of it then (MERGE_BUFFER_SIZE and TAPE_BUFFER_OVERHEAD in tuplesort.c), and is as long as it is large. What is sorted has
-// at most about four times the bytes of the script, where rows are narrow.
-func sortMemory(bytes int64) int {
-	return max(64<<10, int(math.Sqrt(4*float64(bytes)*(264<<10)))>>10)
+// sortMemory is the maintenance_work_mem, in kB, with which a B-tree on a table of that size, in bytes, is built
+// fastest. More of it makes sorting slower, as it then happens outside of the processor's caches. It is enough where
+// all sorted runs are merged in one pass: each takes 264 kB of it then (MERGE_BUFFER_SIZE and TAPE_BUFFER_OVERHEAD in
+// tuplesort.c), and is as long as it is large. What is sorted is taken for four times the bytes of the script, as it may
+// be where rows are narrow.
+func sortMemory(size int64) int {
+	return max(64<<10, int(math.Sqrt(4*float64(size)*(264<<10)))>>10)
 }
 
 // run runs what a statement asks for on a worker's connection, and keeps the books.
@@ -722,8 +723,8 @@ func (r *Replayer) beginTimescale() {
 // quoteIdent writes a name for SQL.
 func quoteIdent(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
 
-// copyIn is a COPY under way. Rows come in chunks through a queue, from which one or several connections take them, if the table is not loaded whole.
-// All of these commit when all have succeeded, so that of a COPY that fails no row stays.
+// copyIn is a COPY under way. Unless copyWhole reads them, rows come in chunks through a queue, from which one or
+// several connections take them. All of these commit when all have succeeded, so that of a COPY that fails no row stays.
 type copyIn struct {
 	statement
 	table  string
@@ -747,8 +748,8 @@ func (r *Replayer) beginCopy(s statement) {
 	r.copy = c
 }
 
-// copyApart gives the tables whose rows are apart to the workers, the largest first. The largest are loaded by all of them where
-// some would have nothing to do in the end otherwise, and so are tables that keep others waiting.
+// copyApart gives the tables whose rows are apart to the workers, the largest first. The largest are loaded by all of
+// them where some would have nothing to do in the end otherwise, and so are tables that keep others waiting.
 func (r *Replayer) copyApart() {
 	list := r.apart
 	r.apart = nil
@@ -853,7 +854,8 @@ func (r *Replayer) copyWhole(worker int, c *copyIn) {
 	r.loadedTable(rows)
 }
 
-// copyAlone is one attempt of copyWhole, and returns the number of rows that are committed. With freeze they are frozen where that is possible.
+// copyAlone is one attempt of copyWhole, and returns the number of rows that are committed. With freeze they are frozen
+// where that is possible.
 func (r *Replayer) copyAlone(worker int, c *copyIn, freeze bool) (int64, error) {
 	if r.ctx.Err() != nil {
 		return 0, context.Cause(r.ctx)
@@ -897,10 +899,11 @@ func (r *Replayer) copyAlone(worker int, c *copyIn, freeze bool) (int64, error) 
 	return tag.RowsAffected(), nil
 }
 
-// beginFrozen begins a transaction in which rows are written as frozen, and returns the COPY for that. It needs a table that nothing was ever
-// in; for others, and where it is not permitted, no transaction is begun, and the COPY is the script's. Who reads frozen rows
-// first, which is whoever builds the indexes, need not write their pages a second time, and from version 14 on autovacuum need not either. The server wants the
-// table to be truncated in that transaction, and then writes no WAL for it at wal_level minimal.
+// beginFrozen begins a transaction in which rows are written as frozen, and returns the COPY for that. It needs a table
+// that nothing was ever in; for others, and where it is not permitted, no transaction is begun, and the COPY is the
+// script's. Who reads frozen rows first, which is whoever builds the indexes, need not write their pages a second time,
+// and from version 14 on autovacuum need not either. The server wants the table to be truncated in that transaction,
+// and then writes no WAL for it at wal_level minimal.
 func (r *Replayer) beginFrozen(conn *pgconn.PgConn, c *copyIn) (sql string, err error) {
 	head, ok := strings.CutSuffix(strings.TrimSpace(c.sql), "FROM stdin;")
 	if !ok {
@@ -910,8 +913,8 @@ func (r *Replayer) beginFrozen(conn *pgconn.PgConn, c *copyIn) (sql string, err 
 	if c.step.Schema != "" {
 		table = quoteIdent(c.step.Schema) + "." + table
 	}
-	// A snapshot of the transaction would forbid FREEZE. Nobody is waited for: connections that load another table, and read this one in
-	// a check, may wait for each other. A heap table has access method 2, before version 12 none.
+	// A snapshot of the transaction would forbid FREEZE. Nobody is waited for: connections that load another table, and
+	// read this one in a check, may wait for each other. A heap table has access method 2, before version 12 none.
 	err = runSQL(r.ctx, conn, "BEGIN ISOLATION LEVEL READ COMMITTED; LOCK TABLE ONLY "+table+" IN ACCESS EXCLUSIVE MODE NOWAIT")
 	var fit row
 	if err == nil {
@@ -1154,8 +1157,8 @@ func (r *Replayer) loadedTable(rows int64) {
 	r.tell(func(p *ReplayProgress) { p.Tables++ })
 }
 
-// sender is what a connection reads the rows of a whole table from. As with rowReader, Read may still be under way when CopyFrom
-// has returned.
+// sender is what a connection reads the rows of a whole table from. As with rowReader, Read may still be under way when
+// CopyFrom has returned.
 type sender struct {
 	r      *Replayer
 	rows   io.Reader

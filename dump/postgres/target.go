@@ -432,7 +432,8 @@ func (s *Server) DisableSubscriptions(ctx context.Context, database string) (nam
 type Swap struct{ From, To string }
 
 // Rename renames databases in one transaction, in the order given: all of them, or none. With terminate, connections
-// that are in the way are ended; otherwise they make it fail. The server's own workers are ended anyway. The connection of s must not be to one of them.
+// that are in the way are ended; otherwise they make it fail. The server's own workers are ended anyway. The connection
+// of s must not be to one of the databases.
 func (s *Server) Rename(ctx context.Context, swaps []Swap, terminate bool) error {
 	conn, err := s.Open(ctx, s.info.Database)
 	if err != nil {
