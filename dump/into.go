@@ -614,7 +614,12 @@ func (in *into) leaveRefuge(ctx context.Context) {
 
 func (in *into) drop(ctx context.Context, name string) error {
 	left, err := in.server.DropDatabase(ctx, name)
-	in.report.Remains = append(in.report.Remains, left...)
+	for _, text := range left {
+		for _, d := range in.plan.Databases {
+			text = strings.ReplaceAll(text, d.replaced, d.Name)
+		}
+		in.report.Remains = append(in.report.Remains, text)
+	}
 	return err
 }
 

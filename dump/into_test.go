@@ -658,8 +658,11 @@ func TestIntoLoses(t *testing.T) {
 		}
 		return nil
 	}
-	if _, err := RestoreInto(t.Context(), b, o); err != nil {
+	if r, err = RestoreInto(t.Context(), b, o); err != nil {
 		t.Fatal(err)
+	}
+	if remains := strings.Join(r.Remains, "\n"); !strings.Contains(remains, `"sub", which went with database "other"`) || strings.Contains(remains, "dump_replaced") {
+		t.Errorf("remains %q", r.Remains)
 	}
 	if got := sql(t, target, "postgres", "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(600)%'"); got != "0" {
 		t.Error("the statement of the killed run goes on")
